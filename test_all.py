@@ -1,0 +1,496 @@
+"""python -m pytest: analytic truth first, then metamorphic relations, statistics, negative controls, and plumbing last."""
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import learners
+import meta
+import metadyn
+import tasks
+
+HERE = Path(__file__).parent
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def regression(dim=5, noise=0.1, trials=20, n=64, seed=0):
+    """A prior, and n tasks of it with an episode each."""
+    prior, generator = tasks.LinearRegression(dim, noise, trials), seeded(seed)
+    W = prior.sample(n, generator)
+    return prior, W, *prior.episodes(W, generator)
+
+
+def small_meta(prior, hidden=16, seed=1, layers=2):
+    return meta.MetaLearner(prior.input_size, prior.outputs, hidden, seeded(seed), layers)
+
+
+# ---------------------------------------------------------------- analytic truth
+
+S = torch.tensor([1.6, 1.2, 0.9, 0.6, 0.3], dtype=torch.float64)
+
+
+def deep_linear_error(lr, tau=1.0):
+    W = tasks.random_orthogonal(2, 5, seeded()).double()
+    target = W[:1] * S @ W[1:].mT
+    steps, maps = learners.linear_network(target, lr, round(20 / lr), "aligned", 1e-3)
+    U, s, Vh = torch.linalg.svd(target)
+    theory = learners.deep_linear_theory(S, 1e-3, steps * lr / tau) / S
+    return (tasks.mode_strength(maps, U, Vh.mT, s)[:, 0] - theory).abs().max().item()
+
+
+def test_deep_linear_modes_follow_the_logistic_solution_with_an_error_of_first_order():
+    errors = [deep_linear_error(lr) for lr in (0.02, 0.01, 0.005)]
+    assert errors[1] < 0.02
+    for coarse, fine in zip(errors, errors[1:]):
+        assert 1.9 < coarse / fine < 2.1
+
+
+def test_deep_linear_time_inverts_the_logistic_solution():
+    t = learners.deep_linear_time(S, 1e-3, S / 2)
+    assert t.shape == (5,)
+    assert_close(learners.deep_linear_theory(S, 1e-3, t).diagonal(), S / 2)
+
+
+def test_shallow_network_follows_its_closed_form_on_one_clock():
+    target = torch.diag(S)[None]
+    steps, maps = learners.linear_network(target, 0.001, 5000, "shallow", 0.0, generator=seeded())
+    strength = maps[:, 0].diagonal(dim1=-2, dim2=-1) / S
+    assert_close(strength, learners.shallow_theory(S, 0.0, steps * 0.001) / S, atol=1e-3, rtol=0)
+    assert_close(tasks.staggering_index(tasks.half_time(strength.T, steps.double())).item(), 1.0)
+
+
+def test_muon_learns_every_mode_at_one_rate_and_so_the_weakest_first():
+    steps, maps = learners.linear_network(torch.diag(S)[None], 0.01, 200, "aligned", 1e-6, optimizer="muon")
+    u, theory = maps[:, 0].diagonal(dim1=-2, dim2=-1), learners.muon_theory(S, 1e-6, steps * 0.01)
+    rising = theory < 0.9 * S                             # momentum overshoots afterwards
+    assert rising.sum() > 300
+    assert_close((u / S)[rising], (theory / S)[rising], atol=0.02, rtol=0)
+    half = tasks.half_time((u / S).T, steps.double())
+    assert (half.diff() < 0).all()
+    assert_close(tasks.staggering_index(half).item(), (1.6 / 0.3) ** 0.5, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("dim, noise, trials", [(5, 0.1, 20), (3, 0.3, 12), (1, 1.0, 4)])
+def test_sequential_posterior_is_the_batch_posterior(dim, noise, trials):
+    prior, _, x, y = regression(dim, noise, trials)
+    bayes = tasks.Bayes(prior)
+    means, covariances = bayes.posterior(x, y)
+    assert means.shape == (64, trials + 1, dim, dim)
+    M, P = bayes.batch_posterior(x, y)
+    assert_close(means[:, -1], M, atol=1e-10, rtol=0)
+    assert_close(covariances[:, -1], P, atol=1e-10, rtol=0)
+
+
+def test_bayes_without_noise_knows_the_task_after_dim_trials():
+    prior, W, x, y = regression(noise=0.0)
+    assert_close(tasks.Bayes(prior).predict(x, y)[:, 8:], y[:, 8:], atol=1e-3, rtol=0)
+
+
+def test_gradient_of_the_outer_loop_is_that_of_finite_differences():
+    prior, _, x, y = regression(dim=2, trials=3, n=2)
+    model = small_meta(prior, hidden=3).double()
+    assert torch.autograd.gradcheck(model.predict, (x.double(), y.double().requires_grad_()))
+
+
+def test_half_time_interpolates_and_says_when_a_mode_is_not_reached():
+    time = torch.tensor([0.0, 10.0, 20.0])
+    strength = torch.tensor([[0.0, 0.25, 0.75], [0.6, 0.7, 0.8], [0.0, 0.1, 0.2], [0.0, 1.0, 0.0]])
+    assert_close(tasks.half_time(strength, time), torch.tensor([15.0, 0.0, math.inf, 5.0]))
+    assert_close(tasks.staggering_index(torch.tensor([[2.0, 3.0], [2.0, math.inf], [math.inf, math.inf]])), torch.tensor([1.5, math.inf, math.inf]))
+
+
+def test_captured_fraction_and_its_interval():
+    prior, meta_loss, bayes = torch.full((500,), 1.0), 0.3 + 0.1 * torch.randn(500, generator=seeded()), torch.full((500,), 0.2)
+    assert_close(tasks.captured_fraction(prior, bayes, bayes).item(), 1.0)
+    low, high = tasks.bootstrap_interval(tasks.captured_fraction, prior, meta_loss, bayes, generator=seeded())
+    assert low < tasks.captured_fraction(prior, meta_loss, bayes) < high
+    assert_close(high - low, 2 * 1.96 * 0.1 / 0.8 / 500 ** 0.5, rtol=0.15, atol=0)
+
+
+def test_linear_probe_finds_a_map_and_says_what_is_not_linear():
+    prior, W, *_ = regression(n=3)
+    xq = prior.queries(seeded())
+    found, residual, total = tasks.linear_probe(xq @ W.mT, xq)
+    assert_close(found, W, atol=1e-5, rtol=1e-5)
+    assert (residual / total).max() < 1e-8
+    found, residual, total = tasks.linear_probe(torch.ones(3, len(xq), 5), xq)
+    assert_close(found, torch.zeros(3, 5, 5), atol=1e-6, rtol=0)
+    assert_close(residual, total)
+
+
+# ---------------------------------------------------------------- metamorphic
+
+def test_rotating_inputs_rotates_the_weights_and_keeps_the_spectrum_and_the_predictions():
+    prior, _, x, y = regression()
+    R = tasks.random_orthogonal(1, 5, seeded(3))[0]
+    bayes = tasks.Bayes(prior)
+    M, turned = (bayes.posterior(z.double(), y)[0][:, -1] for z in (x, x @ R.mT))
+    assert_close(turned, M @ R.double().mT, atol=1e-5, rtol=1e-5)
+    assert_close(torch.linalg.svdvals(turned), torch.linalg.svdvals(M), atol=1e-5, rtol=1e-5)
+    assert_close(bayes.predict(x @ R.mT, y), bayes.predict(x, y), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tasks.Bayes, small_meta])
+def test_predictions_use_the_past_alone_and_all_of_it(make):
+    prior, _, x, y = regression(n=4)
+    predictor, changed = make(prior), y.clone()
+    changed[:, 7] += 1
+    before, after = predictor.predict(x, y), predictor.predict(x, changed)
+    assert before.shape == y.shape
+    assert_close(before[:, :8], after[:, :8], atol=0, rtol=0)
+    assert ((before - after)[:, 8:].abs().amax(-1) > 0).all()
+
+
+@pytest.mark.parametrize("make", [tasks.Prior, tasks.Bayes, small_meta])
+def test_what_is_held_in_mind_before_a_trial_is_what_is_answered_in_it(make):
+    prior, _, x, y = regression(n=1, trials=6)
+    predictor = make(prior)
+    answers = predictor.query(x, y, x[0])
+    assert answers.shape == (1, 7, 6, 5)
+    assert_close(answers[0, :-1].diagonal(dim1=0, dim2=1).T, predictor.predict(x, y)[0])
+
+
+@pytest.mark.parametrize("optimizer", learners.OPTIMIZERS)
+def test_a_learner_does_not_know_of_its_ensemble(optimizer):
+    target = regression(n=3)[1]
+    _, together = learners.linear_network(target, 0.01, 20, "aligned", 0.1, optimizer)
+    _, alone = learners.linear_network(target[1:2], 0.01, 20, "aligned", 0.1, optimizer)
+    assert together.shape == (21, 3, 5, 5)
+    assert_close(together[:, 1:2], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_modes_are_signed_and_never_sorted_anew():
+    U, V = tasks.random_orthogonal(2, 5, seeded()).double()
+    W = U * S @ V.mT
+    assert_close(tasks.mode_strength(W, U, V, S), torch.ones(5, dtype=torch.float64))
+    wrong = U * torch.tensor([0.0, 0, 0, 0, -3.0]) @ V.mT
+    assert_close(tasks.mode_strength(wrong, U, V, S), torch.tensor([0, 0, 0, 0, -10.0], dtype=torch.float64), atol=1e-5, rtol=0)
+    assert tasks.off_diagonal(W, U, V, S) < 1e-6 < 0.5 < tasks.off_diagonal(W, V, U, S)
+
+
+# ---------------------------------------------------------------- statistics, seeded
+
+def within_4_standard_errors(samples, expected):
+    return abs(samples.mean() - expected) < 4 * samples.std() / len(samples) ** 0.5
+
+
+def test_moments_of_the_sampler():
+    prior, W, x, y = regression(n=4000)
+    for samples, expected in ((W[:, 0, 1] ** 2, 0.2), (x[:, 3, 2] ** 2, 1), (x[:, 0, 0] * x[:, 1, 0], 0), (W[:, 2, 2], 0),
+                              ((y - x @ W.mT)[:, 5, 1] ** 2, 0.01), (y[:, 4, 0] ** 2, 1.01), (tasks.random_orthogonal(4000, 5, seeded())[:, 0, 0] ** 2, 0.2)):
+        assert within_4_standard_errors(samples, expected)
+
+
+class Ridge(tasks.Bayes):
+    """Bayes with a wrong idea of the noise: the best of the naive baselines."""
+
+    def __init__(self, prior):
+        super().__init__(tasks.LinearRegression(prior.dim, 0.5, prior.trials))
+
+
+@pytest.mark.parametrize("make", [tasks.Prior, Ridge, small_meta])
+def test_nothing_beats_bayes(make):
+    prior, _, x, y = regression(n=2000)
+    excess = (meta.losses(make(prior), x, y) - meta.losses(tasks.Bayes(prior), x, y)).mean(1)
+    assert excess.mean() > 4 * excess.std() / 2000 ** 0.5
+
+
+def test_bayes_learns_all_modes_together():
+    prior, generator = tasks.LinearRegression(), seeded()
+    W = prior.evaluation_tasks(2, S.float(), generator)
+    strength, others = meta.inner_loop(tasks.Bayes(prior), prior, W, meta.episodes_of(prior, W, 1000, generator), prior.queries(generator))
+    assert strength.shape == (21, 2, 5)
+    assert tasks.describe(strength, torch.arange(21.0), generator)["staggering"] < 1.1
+    assert others["r_squared"].min() > 0.999
+
+
+def short_outer_loop(folder, steps=300, blind=False):
+    """A Meta-Learner after a short outer loop on 2-dimensional regression, and kappa on fresh tasks. Blind: it never sees y."""
+    prior, generator = tasks.LinearRegression(2, 0.1, 10), seeded(5)
+    model = meta.MetaLearner(2, 2, 32, seeded(6))
+
+    def see(y):
+        return torch.zeros_like(y) if blind else y
+
+    def loss(model, generator):
+        x, y = prior.episodes(prior.sample(64, generator), generator)
+        return (model.predict(x, see(y)) - y).square().mean()
+
+    meta.outer_loop(model, loss, steps, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, folder / "checkpoint.pt", {})
+    x, y = prior.episodes(prior.sample(1000, generator), generator)
+    with torch.no_grad():
+        losses = [meta.losses(p, x, see(y) if p is model else y) for p in (tasks.Prior(prior), model, tasks.Bayes(prior))]
+        losses[1] = (model.predict(x, see(y)) - y).square().mean(-1)
+        return tasks.captured_fraction(*(each.mean(1) for each in losses)).item()
+
+
+def test_a_short_outer_loop_captures_half_of_what_bayes_gains(tmp_path):
+    assert 0.5 < short_outer_loop(tmp_path) < 1.01
+
+
+# ---------------------------------------------------------------- negative controls: broken, the check must fail
+
+def test_a_wrong_time_constant_is_seen():
+    assert deep_linear_error(0.01, tau=1.1) > 0.1
+
+
+def test_a_meta_learner_that_never_sees_y_captures_nothing(tmp_path):
+    assert short_outer_loop(tmp_path, blind=True) < 0.02
+
+
+def test_a_meta_learner_whose_state_is_never_passed_on_is_seen():
+    class Forgetful(meta.MetaLearner):
+        def predict(self, x, y):
+            inputs = torch.cat([x, meta.delayed(y)[:, :-1]], -1)
+            return self(inputs.flatten(0, 1)[:, None])[0].view(y.shape)
+
+    with pytest.raises(AssertionError):
+        test_predictions_use_the_past_alone_and_all_of_it(lambda prior: Forgetful(prior.input_size, prior.outputs, 16, seeded()))
+
+
+def test_staggered_strengths_have_a_large_index():
+    time = torch.arange(0.0, 100)
+    strength = torch.sigmoid((time[:, None, None] - torch.tensor([20.0, 80.0])) / 3).expand(-1, 4, -1)
+    summary = tasks.describe(strength, time, seeded())
+    assert_close(summary["staggering"], 4.0, atol=0.05, rtol=0)
+    assert_close(summary["half_times"], [20.0, 80.0], atol=0.1, rtol=0)
+
+
+# ---------------------------------------------------------------- plumbing
+
+TINY = "--hidden 8 --outer-steps 40 --batch 8 --eval-tasks 2 --eval-episodes 16 --fresh-tasks 64 --learner-steps 60 --device cpu".split()
+
+
+def run(*arguments):
+    return metadyn.main([str(a) for a in arguments])
+
+
+def tables(folder):
+    """The bytes of a run's CSV files by name, and its summary without the seconds."""
+    summary = json.loads((folder / "summary.json").read_text())
+    summary.pop("seconds")
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.csv"))} | dict(summary=summary)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    assert run("linreg", *TINY, "--out", folder) == 0
+    return folder
+
+
+def test_a_quick_run_from_the_command_line(tmp_path):
+    done = subprocess.run([sys.executable, HERE / "metadyn.py", "linreg", "--quick", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "staggering index" in done.stdout and "κ" in done.stdout
+    folder = tmp_path / "runs" / "linreg"
+    for name, header in metadyn.COLUMNS.items():
+        with open(folder / f"{name}.csv") as file:
+            lines = list(csv.DictReader(file))
+        assert lines and list(lines[0]) == header.split(",")
+        for line in lines:
+            for column, cell in line.items():
+                assert column in ("system", "condition") or cell == "not reached" or math.isfinite(float(cell)), (name, line)
+    for figure in ("dynamics", "outer_loop", "ood"):
+        assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG") and (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {"learner", "meta", "bayes", "captured", "captured_ci", "seconds"} <= set(summary)
+    assert set(summary["learner"]) == {"half_times", "staggering", "staggering_ci"}
+
+
+def test_a_second_run_redraws_from_the_files_alone(tiny):
+    before = tables(tiny)
+    (tiny / "dynamics.png").unlink()
+    (tiny / "checkpoint.pt").rename(tiny / "away")
+    assert run("linreg", *TINY, "--out", tiny) == 0
+    (tiny / "away").rename(tiny / "checkpoint.pt")
+    assert (tiny / "dynamics.png").exists() and tables(tiny) == before
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(tiny, tmp_path):
+    assert run("linreg", *TINY, "--out", tmp_path / "same") == 0
+    assert tables(tmp_path / "same") == tables(tiny)
+    assert run("linreg", *TINY, "--seed", 1, "--out", tmp_path / "other") == 0
+    assert tables(tmp_path / "other")["performance.csv"] != tables(tiny)["performance.csv"]
+
+
+def test_no_run_touches_the_global_generator(tmp_path):
+    state = torch.get_rng_state()
+    assert run("linreg", *TINY, "--out", tmp_path) == 0
+    assert_close(torch.get_rng_state(), state)
+
+
+def test_killed_and_started_again_it_ends_the_same(tiny, tmp_path):
+    command = [sys.executable, HERE / "metadyn.py", "linreg", *TINY, "--out", tmp_path / "killed"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt")["step"] <= 40
+    assert run("linreg", *TINY, "--out", tmp_path / "killed") == 0
+    assert tables(tmp_path / "killed") == tables(tiny)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_n_and_n_outer_steps_are_2n_outer_steps(tmp_path, optimizer):
+    prior = tasks.LinearRegression(2, 0.1, 5)
+
+    class Killed(Exception):
+        pass
+
+    def train(path, kill_at=None):
+        model = meta.MetaLearner(2, 2, 8, seeded(1))
+
+        def loss(model, generator):
+            x, y = prior.episodes(prior.sample(8, generator), generator)
+            return (model.predict(x, y) - y).square().mean()
+
+        def report(step, value):
+            if step == kill_at:
+                raise Killed
+
+        snapshots = meta.outer_loop(model, loss, 20, meta.make_optimizers(model, optimizer, 0.05, 0.01), seeded(2),
+                                    lambda model: dict(value=model.head.weight.sum().item()), path, {}, report=report)
+        return model.state_dict(), snapshots
+
+    whole = train(tmp_path / "whole.pt")
+    with pytest.raises(Killed):
+        train(tmp_path / "halves.pt", kill_at=10)
+    assert meta.load_checkpoint(tmp_path / "halves.pt", {})["step"] == 10
+    assert_close(train(tmp_path / "halves.pt"), whole, atol=0, rtol=0)
+
+
+def test_another_dimension(tmp_path):
+    assert run("linreg", *TINY, "--out", tmp_path, *"--dim 3 --singular-values 1.5 0.8 0.4 --noise 0.3 --trials 12 --learner-steps 2000".split()) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    half = learners.deep_linear_time(torch.tensor([1.5, 0.8, 0.4]), 1e-3, torch.tensor([0.75, 0.4, 0.2])) / 0.01
+    assert_close(torch.tensor(summary["learner"]["half_times"]), half, rtol=0.01, atol=0)
+    assert len(summary["meta"]["half_times"]) == 3
+
+
+@pytest.mark.parametrize("module", ["tasks", "learners", "plots"])
+def test_a_leaf_module_imports_alone(module, tmp_path):
+    shutil.copy(HERE / f"{module}.py", tmp_path)
+    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, check=True, env={"PATH": os.environ["PATH"]})
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ("", "FAMILY"),
+    ("cubreg", "FAMILY: invalid choice: 'cubreg'"),
+    ("linreg --noise -1", "--noise: -1.0 given, allowed: a finite number, at least 0"),
+    ("linreg --noise nan", "--noise: nan given"),
+    ("linreg --muon-lr inf", "--muon-lr: inf given"),
+    ("linreg --trials 0", "--trials: 0 given, allowed: a finite number, at least 1"),
+    ("linreg --trials 2.5", "--trials"),
+    ("linreg --singular-values 1 2 3 4 0", "--singular-values: 0.0 given, allowed: a finite number, more than 0"),
+    ("linreg --singular-values 1 2", "--singular-values: 2 given, allowed: as many as --dim, 5"),
+    ("linreg --dim 3", "--singular-values: 5 given, allowed: as many as --dim, 3"),
+    ("linreg --outer-optimizer sgd", "--outer-optimizer: sgd given, allowed: muon, adam"),
+    ("linreg --quick --full", "--full"),
+    ("linreg --colour red", "--colour"),
+    ("linreg --out /dev/null/run", "--out: /dev/null/run given"),
+    pytest.param("linreg --device cuda", "--device: cuda given, allowed here: ", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")),
+])
+def test_a_mistake_ends_in_one_line_and_exit_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_config_is_left_alone_unless_fresh(tiny, tmp_path, capsys):
+    shutil.copytree(tiny, tmp_path / "run")
+    before = tables(tmp_path / "run")
+    assert run("linreg", *TINY, "--noise", 0.2, "--out", tmp_path / "run") == 2
+    assert "noise 0.1 there, 0.2 here" in capsys.readouterr().err
+    assert tables(tmp_path / "run") == before
+    assert run("linreg", *TINY, "--noise", 0.2, "--out", tmp_path / "run", "--fresh") == 0
+    assert tables(tmp_path / "run") != before
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "config.json"])
+def test_a_damaged_file_is_named(tiny, tmp_path, capsys, file):
+    shutil.copytree(tiny, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    damaged = (tmp_path / "run" / file).read_bytes()[:-20]
+    (tmp_path / "run" / file).write_bytes(damaged)
+    assert run("linreg", *TINY, "--out", tmp_path / "run") == 2
+    assert file in capsys.readouterr().err
+    assert (tmp_path / "run" / file).read_bytes() == damaged
+
+
+def test_a_checkpoint_of_another_config_is_named(tiny, tmp_path, capsys):
+    assert run("linreg", *TINY, "--seed", 3, "--out", tmp_path / "run") == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.copy(tiny / "checkpoint.pt", tmp_path / "run")
+    assert run("linreg", *TINY, "--seed", 3, "--out", tmp_path / "run") == 2
+    assert "another config" in capsys.readouterr().err
+
+
+def test_a_partly_written_run_is_completed(tiny, tmp_path):
+    for name in ("config.json", "checkpoint.pt", "dynamics.csv"):
+        shutil.copy(tiny / name, tmp_path)
+    assert run("linreg", *TINY, "--out", tmp_path) == 0
+    assert tables(tmp_path) == tables(tiny)
+
+
+def test_a_second_run_at_the_same_time_says_why_it_stops(tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    with metadyn.held(tmp_path):
+        assert run("linreg", *TINY, "--out", tmp_path) == 2
+    assert "another run" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    meta.save_checkpoint(path, dict(step=1, config={}))
+    before = path.read_bytes()
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError):
+        meta.save_checkpoint(path, dict(step=2, config={}))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert run("linreg", *TINY, "--out", tmp_path / "run") != 0
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    model = meta.MetaLearner(1, 1, 4, seeded())
+    steps = iter(range(100))
+
+    def loss(model, generator):
+        return model.head.weight.sum() * (math.nan if next(steps) == 7 else 1)
+
+    with pytest.raises(FloatingPointError, match="outer step 7"):
+        meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), lambda model: {}, tmp_path / "checkpoint.pt", {})
+    assert meta.load_checkpoint(tmp_path / "checkpoint.pt", {})["step"] == 7
+
+
+def test_control_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metadyn, "experiment", interrupt)
+    assert run("linreg", *TINY, "--out", tmp_path) == 130
+    assert "same command goes on" in capsys.readouterr().err
