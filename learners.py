@@ -6,7 +6,8 @@ r"""Learners: systems that learn one task by gradient descent, run as an ensembl
 
 Axis order: recorded times lead, then S (ensemble members: tasks, or seeds), then the map's own axes.
 
-References: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120 (deep linear networks).
+References: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120 (deep linear networks); Rahaman et al. 2018, arXiv 1806.08734, and
+Xu et al. 2018, arXiv 1807.01251 (spectral bias).
 Imports nothing of ours: copy it alone. Left out on purpose: minibatches and input noise. Inputs are white and gradients exact, so
 that the closed forms hold; what is random is the initialisation alone, drawn from an explicit generator.
 """
@@ -50,6 +51,7 @@ def matrices(stack):
     return views
 
 
+@torch.enable_grad()
 def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sgd", every=1, generator=None):
     r"""Gradient descent of a deep (or, for start "shallow", a one-layer) linear network on white inputs, one network per target.
 
@@ -104,3 +106,83 @@ def shallow_theory(s, w0, t):
     r"""Closed form for one layer: w(t) = w0 e^{-t / tau} + s (1 - e^{-t / tau}), all modes on one clock. Shapes as in `deep_linear_theory`."""
     decay = torch.exp(-t[:, None])
     return w0 * decay + s * (1 - decay)
+
+
+# ---------------------------------------------------------------- ReLU networks
+
+@torch.enable_grad()
+def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator=None):
+    r"""Full-batch Adam of one ReLU network per target on the same inputs: L = 1/G sum_g (f(x_g) - y_g)^2.
+
+    Frequencies of the target are learned from low to high (spectral bias; Rahaman et al. 2018, arXiv 1806.08734, and Xu et al. 2018,
+    arXiv 1807.01251). No closed form. Initial weights and biases are U(-1, 1) / sqrt(fan-in), torch's own law for nn.Linear.
+
+    x: (G,) in [0, 1), given to the network as it is; target: (S, G); layers: how many hidden ones, of `hidden` units.
+    Returns steps (R,), 0 first, and the functions f (R, S, G) at those steps.
+    """
+    S, G = target.shape
+    widths = [1] + [hidden] * layers + [1]
+    shapes = [shape for n, m in zip(widths, widths[1:]) for shape in (((S, n, m), n), ((S, 1, m), n))]
+    parameters = [((2 * torch.rand(shape, generator=generator) - 1) / n ** 0.5).requires_grad_() for shape, n in shapes]
+    opt = torch.optim.Adam(parameters, lr=lr)
+    recorded, functions = [], []
+    for step in range(steps + 1):
+        h = x[:, None].expand(S, G, 1)
+        for i in range(0, len(parameters), 2):
+            h = torch.baddbmm(parameters[i + 1], h.relu() if i else h, parameters[i])
+        f = h[..., 0]
+        if step % every == 0:
+            recorded.append(step), functions.append(f.detach())       # before the update: step 0 is the start
+        opt.zero_grad()
+        (f - target).square().mean(1).sum().backward()
+        opt.step()
+    return torch.tensor(recorded), torch.stack(functions)
+
+
+
+# ---------------------------------------------------------------- policy gradient in contextual bandits
+
+def reward_gradient(logits, correct, rates):
+    r"""Gradient of the expected reward J = sum_c p_c J_c, J_c = pi(correct_c | c), in the logits of each context: p_c J_c (e_correct - pi).
+
+    logits: (S, C, A); correct: (S, C); rates: (C,) the p_c. Returns (S, C, A).
+    """
+    policy = logits.softmax(-1)
+    J = policy.gather(-1, correct[..., None])
+    return rates[:, None] * J * (torch.zeros_like(policy).scatter(-1, correct[..., None], 1.0) - policy)
+
+
+def sampled_gradient(logits, correct, rates, trials, generator):
+    r"""REINFORCE's unbiased estimate of `reward_gradient` from that many trials of each ensemble member: the mean of r (e_action - pi)."""
+    S, C, A = logits.shape
+    policy = logits.softmax(-1)
+    context = torch.multinomial(rates.expand(S, C), trials, replacement=True, generator=generator)                    # (S, trials)
+    seen = policy.gather(1, context[..., None].expand(-1, -1, A))                                                     # (S, trials, A)
+    action = torch.multinomial(seen.flatten(0, 1), 1, generator=generator).view(S, trials)
+    reward = (action == correct.gather(1, context)).to(logits)
+    score = reward[..., None] * (torch.zeros_like(seen).scatter(-1, action[..., None], 1.0) - seen)
+    return torch.zeros_like(logits).scatter_add(1, context[..., None].expand(-1, -1, A), score) / trials
+
+
+def policy_gradient(correct, logits, lr, record, shared=True, rates=None, trials=0, generator=None):
+    r"""Gradient ascent on the expected reward of contextual bandits, one per ensemble member, with policy softmax(W e_c + b).
+
+    W starts at `logits`, b at zero, and both are trained. The bias is one vector for all contexts, so that what one context learns is
+    imposed on the others (ray interference; Schaul et al. 2019, arXiv 1904.11455); with shared=False each context has a bias of its
+    own. In time dt = lr, for two contexts and two actions with different correct ones and J = J_1 + J_2, g = J (1 - J):
+        dJ_1/dt = 2 g_1 (2 g_1 - g_2),  the other likewise; the two contexts' gradients have cosine -1/2.          (derived)
+
+    correct: (S, C) correct actions; logits: (S, C, A); record: the steps at which to look, increasing, from 0; rates: (C,) how often
+    each context comes, by default alike; trials: how many a step samples (REINFORCE), 0 for the exact gradient.
+    Returns J (R, S, C), the probability of the correct action in each context at those steps.
+    """
+    rates = torch.ones(correct.shape[1]) / correct.shape[1] if rates is None else rates
+    W, b, probabilities, wanted = logits.clone(), torch.zeros_like(logits[:, :1] if shared else logits), [], set(record)
+    for step in range(max(record) + 1):
+        now = W + b
+        if step in wanted:
+            probabilities.append(now.softmax(-1).gather(-1, correct[..., None])[..., 0])
+        gradient = sampled_gradient(now, correct, rates, trials, generator) if trials else reward_gradient(now, correct, rates)
+        W = W + lr * gradient
+        b = b + lr * (gradient.sum(1, keepdim=True) if shared else gradient)
+    return torch.stack(probabilities)

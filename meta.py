@@ -18,6 +18,8 @@ import time
 import torch
 from torch import nn
 
+import tasks
+
 
 class UnusableCheckpoint(ValueError):
     """A checkpoint that is damaged, or that was made with another config."""
@@ -26,31 +28,39 @@ class UnusableCheckpoint(ValueError):
 # ---------------------------------------------------------------- the Meta-Learner
 
 class MetaLearner(nn.Module):
-    """LSTM on (x_t, y_{t-1}); a linear head on its output is the guess at y_t. Its weights stay fixed within an episode."""
+    """LSTM on (x_t, y_{t-1}); a linear head on its output is the guess at y_t. Its weights stay fixed within an episode.
 
-    def __init__(self, input_size, outputs, hidden, generator, layers=1):
+    encoder, decoder: how many ReLU layers, of `hidden` units, stand before and after the LSTM; show: what is done to x first.
+    """
+
+    def __init__(self, input_size, outputs, hidden, generator, layers=1, encoder=0, decoder=0, show=lambda x: x):
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.show = outputs, show
         with torch.random.fork_rng(devices=()):           # torch's constructors draw from the global generator: put it back
-            self.lstm = nn.LSTM(input_size + outputs, hidden, layers, batch_first=True)
+            self.encoder = relu_layers(input_size + outputs, hidden, encoder)
+            self.lstm = nn.LSTM(hidden if encoder else input_size + outputs, hidden, layers, batch_first=True)
+            self.decoder = relu_layers(hidden, hidden, decoder)
             self.head = nn.Linear(hidden, outputs)
-        for p in self.parameters():                       # torch's own initial law for an LSTM, drawn from our generator
-            nn.init.uniform_(p, -hidden ** -0.5, hidden ** -0.5, generator=generator)
+        for module in self.modules():                     # torch's own initial laws, drawn from our generator
+            if isinstance(module, (nn.Linear, nn.LSTM)):
+                bound = (hidden if isinstance(module, nn.LSTM) else module.in_features) ** -0.5
+                for p in module.parameters():
+                    nn.init.uniform_(p, -bound, bound, generator=generator)
 
     def forward(self, inputs, state=None):
         """inputs (B, T, Dx + Dy), state as in nn.LSTM. Returns outputs (B, T, Dy) and the state after the last trial."""
-        h, state = self.lstm(inputs, state)
-        return self.head(h), state
+        h, state = self.lstm(self.encoder(inputs), state)
+        return self.head(self.decoder(h)), state
 
     def predict(self, x, y):
         """The guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy), on the model's own device."""
-        x, y = x.to(self.head.weight.device), y.to(self.head.weight.device)
+        x, y = self.show(x.to(self.head.weight.device)), y.to(self.head.weight.device)
         return self(torch.cat([x, delayed(y)[:, :-1]], -1))[0]
 
     def query(self, x, y, xq):
         """What it would answer at xq (Q, Dx) in place of x_t, with its state frozen before trial t: (B, T + 1, Q, Dy)."""
         x, y, xq = (z.to(self.head.weight.device) for z in (x, y, xq))
-        before, state, answers = delayed(y), None, []
+        x, xq, before, state, answers = self.show(x), self.show(xq), delayed(y), None, []
         B, T, Q = len(x), x.shape[1], len(xq)
         for t in range(T + 1):
             frozen = state and tuple(s.repeat_interleave(Q, 1) for s in state)
@@ -61,50 +71,97 @@ class MetaLearner(nn.Module):
         return torch.stack(answers, 1)
 
 
+class MetaAgent:
+    """A Meta-Learner that plays contextual bandits, as an agent (see tasks.ContextualBandit): an LSTM on (context, previous context,
+    previous action, previous reward), all one-hot but the last; its outputs are the logits of the actions and a baseline for the reward.
+    """
+
+    def __init__(self, model):
+        self.model = model
+
+    def inputs(self, context, before, action, reward):
+        """What the LSTM is shown: (..., 2 C + A + 1) from context (...), and the trial before: context, action (-1 if none), reward (...)."""
+        C, A = self.prior.contexts, self.prior.actions
+        one_hot = [nn.functional.one_hot(z + 1, n + 1)[..., 1:] for z, n in ((context, C), (before, C), (action, A))]
+        return torch.cat([*one_hot, reward[..., None]], -1).float().to(self.model.head.weight.device)
+
+    def begin(self, n, prior):
+        """Starts n episodes."""
+        self.prior, self.state = prior, None
+        self.previous = torch.full((n,), -1), torch.full((n,), -1), torch.zeros(n)
+
+    def policy(self):
+        """Action probabilities in every context, (B, C, A), from the state before this trial."""
+        C, B = self.prior.contexts, len(self.previous[0])
+        state = self.state and tuple(s.repeat_interleave(C, 1) for s in self.state)
+        inputs = self.inputs(torch.arange(C).repeat(B), *(z.repeat_interleave(C) for z in self.previous))
+        outputs, self.branches = self.model(inputs[:, None], state)
+        return outputs[:, 0, :-1].softmax(-1).view(B, C, -1).cpu()
+
+    def observe(self, context, action, reward):
+        """Goes on from the state in which the context that came, (B,), was shown."""
+        branch = (torch.arange(len(context)) * self.prior.contexts + context).to(self.model.head.weight.device)
+        self.state, self.previous = tuple(s[:, branch] for s in self.branches), (context, action, reward)
+
+    def roll_out(self, correct, contexts, luck, prior):
+        """Plays without looking at the contexts that do not come: inputs (B, T, Din), actions and rewards (B, T)."""
+        self.begin(len(correct), prior)
+        each, record = torch.arange(len(correct)), []
+        for t in range(prior.trials):
+            inputs = self.inputs(contexts[:, t], *self.previous)
+            outputs, self.state = self.model(inputs[:, None], self.state)
+            action = tasks.draw(outputs[:, 0, :-1].softmax(-1).cpu(), luck[:, t])
+            self.previous = contexts[:, t], action, (action == correct[each, contexts[:, t]]).float()
+            record.append((inputs, *self.previous[1:]))
+        return tuple(torch.stack(z, 1) for z in zip(*record))
+
+
+def policy_gradient_loss(agent, prior, batch, entropy, generator):
+    r"""A loss whose gradient is the policy gradient of the expected reward, with a learned baseline and an entropy bonus.
+
+    sum over trials of  -log pi(a_t) (r_t - b_t) + 1/2 (r_t - b_t)^2 - entropy H(pi), averaged. No return is discounted because none is
+    summed: in these bandits what is best now is best for later (myopia is optimal), so discount 0 is exact.
+    Returns that loss, and minus the mean reward, to report.
+    """
+    with torch.no_grad():                                 # play trial by trial without a graph; then all trials at once, with one
+        inputs, action, reward = agent.roll_out(*prior.episodes(prior.sample(batch, generator), generator), prior)
+    outputs, _ = agent.model(inputs)
+    log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
+    advantage = reward.to(baseline.device) - baseline
+    chosen = log_policy.gather(-1, action.to(baseline.device)[..., None])[..., 0]
+    bonus = entropy * -(log_policy.exp() * log_policy).sum(-1)
+    return (-chosen * advantage.detach() + 0.5 * advantage.square() - bonus).mean(), -reward.mean()
+
+
+def relu_layers(inputs, hidden, n):
+    """n layers of `hidden` ReLU units, the first on `inputs` numbers; with n = 0 the identity."""
+    return nn.Sequential(*(part for i in range(n) for part in (nn.Linear(hidden if i else inputs, hidden), nn.ReLU())))
+
+
 def delayed(y):
     """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""
     return torch.cat([torch.zeros_like(y[:, :1]), y], 1)
 
 
-# ---------------------------------------------------------------- probes of the inner loop, for any predictor
-
-def losses(predictor, x, y):
-    """Squared error averaged over outputs, per episode and trial (B, T), on the CPU. x (B, T, Dx), y (B, T, Dy)."""
-    return (predictor.predict(x, y).cpu() - y).square().mean(-1)
-
-
-def episodes_of(prior, W, n, generator):
-    """n episodes of each task in W (N, Dy, F): x (N, n, T, Dx) and y (N, n, T, Dy)."""
-    return tuple(z.unflatten(0, (len(W), n)) for z in prior.episodes(W.repeat_interleave(n, 0), generator))
-
-
-def inner_loop(predictor, prior, W, episodes, xq):
-    """Mode strengths before each trial and after the last, averaged over the episodes of each task.
-
-    W: (N, Dy, F) tasks; episodes: x and y as from `episodes_of`; xq: (Q, Dx).
-    Returns strengths (T + 1, N, K) and a dict of the probe's other readings, (T + 1, N) each.
-    """
-    # task by task, because the probe asks for E (T + 1) Q answers of each
-    read = [prior.read_modes(predictor.query(x, y, xq).cpu(), xq, w) for w, x, y in zip(W, *episodes)]
-    return torch.stack([s for s, _ in read], 1), {name: torch.stack([others[name] for _, others in read], 1) for name in read[0][1]}
-
-
 # ---------------------------------------------------------------- the outer loop
 
 def make_optimizers(model, name, muon_lr, adam_lr):
-    """ "adam" on all weights; or "muon" on the LSTM's matrices and Adam on the rest. Returns a list of optimizers.
+    """ "adam" on all weights; or "muon" on the matrices inside, Adam on the rest (first and last layer, biases). Returns a list of optimizers.
 
-    Muon gets the matrices of the four gates one by one, as views into nn.LSTM's stacked ones (and into their gradients, which must
-    therefore be zeroed in place): orthogonalised together they would share one update's norm.
+    Muon gets the matrices of an LSTM's four gates one by one, as views into nn.LSTM's stacked ones (and into their gradients, which
+    must therefore be zeroed in place): orthogonalised together they would share one update's norm.
     """
-    matrices, gates = [p for p in model.lstm.parameters() if p.ndim == 2] if name == "muon" else [], []
-    for matrix in matrices:
-        matrix.grad = torch.zeros_like(matrix)
-        for gate, gradient in zip(matrix.detach().chunk(4), matrix.grad.chunk(4)):
-            gate.grad = gradient
-            gates.append(gate)
+    matrices, parts = [], []
+    for module in (model.encoder[1:], model.lstm, model.decoder) if name == "muon" else ():
+        for matrix in (p for p in module.parameters() if p.ndim == 2):
+            matrix.grad = torch.zeros_like(matrix)
+            gates = 4 if module is model.lstm else 1
+            for part, gradient in zip(matrix.detach().chunk(gates), matrix.grad.chunk(gates)):
+                part.grad = gradient
+                parts.append(part)
+            matrices.append(matrix)
     adam = torch.optim.Adam([p for p in model.parameters() if not any(p is m for m in matrices)], lr=adam_lr)
-    return [adam, torch.optim.Muon(gates, lr=muon_lr, weight_decay=0.0)] if gates else [adam]
+    return [adam, torch.optim.Muon(parts, lr=muon_lr, weight_decay=0.0)] if parts else [adam]
 
 
 def learning_rate_factor(step, steps, warmup=0.05, decay=0.4):
@@ -113,14 +170,15 @@ def learning_rate_factor(step, steps, warmup=0.05, decay=0.4):
 
 
 def snapshot_steps(steps, count=16):
-    """0, `steps`, and about `count` outer steps between them, evenly spaced in their logarithm: a sorted list."""
-    return sorted({0, steps, *(round(steps ** (i / count)) for i in range(count))})
+    """0, and `count` outer steps from steps / 200 to `steps`, evenly spaced in their logarithm: a sorted list."""
+    return sorted({0, *(round(steps * 200 ** (i / (count - 1) - 1)) for i in range(count))})
 
 
 def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config, clip=1.0, report=lambda step, loss: None):
     """Trains a Meta-Learner, resuming from the checkpoint at `path` if there is one.
 
-    loss(model, generator) -> scalar, drawing its episodes from generator; snapshot(model) -> a dict of lists and numbers, taken at
+    loss(model, generator, share) -> what to descend and what to report of it, drawing its episodes from generator, a share of the outer
+    loop being done; snapshot(model) -> a dict of lists and numbers, taken at
     log-spaced outer steps; report(step, loss) is told of every step. The model must be freshly initialised.
     Returns the snapshots, each with its "outer_step". Stopped at any moment and called again, it ends bit for bit the same.
     Raises UnusableCheckpoint; FloatingPointError if the loss is not finite
@@ -143,10 +201,10 @@ def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config
                 snapshots.append({"outer_step": step, **snapshot(model)})
         if step == steps:
             break
-        value = loss(model, generator)
+        value, shown = loss(model, generator, step / steps)
         if not value.isfinite():
             raise FloatingPointError(f"the loss is {value.item()} at outer step {step}")
-        report(step, value.item())
+        report(step, shown.item())
         for o, rates in zip(optimizers, base):
             o.zero_grad(set_to_none=False)
             for group, rate in zip(o.param_groups, rates):

@@ -9,13 +9,16 @@ run writes. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: s
 """
 import argparse
 import csv
+import ctypes
 import io
 import json
 import math
 import sys
 import time
+import typing
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import matplotlib
@@ -50,11 +53,12 @@ class Config:
     """Settings that all families share."""
     seed: int = option(0, "seed of the streams for tasks, initialisation and evaluation", low=0)
     device: str = option("auto", "where the Meta-Learner runs", choices=("auto", "cpu", "cuda", "mps"))
-    noise: float = option(0.1, "standard deviation of the noise on y", low=0)
     hidden: int = option(128, "LSTM units", low=1)
     layers: int = option(2, "LSTM layers", low=1)
+    encoder: int = option(0, "ReLU layers before the LSTM", low=0)
+    decoder: int = option(0, "ReLU layers after the LSTM", low=0)
     batch: int = option(128, "episodes in an outer step", low=1)
-    outer_steps: int = option(4000, "updates of the Meta-Learner's weights", low=1)
+    outer_steps: int = option(5000, "updates of the Meta-Learner's weights", low=1)
     outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=("muon", "adam"))
     muon_lr: float = option(0.03, "peak learning rate of Muon, on the LSTM's matrices", above=0)
     adam_lr: float = option(0.01, "peak learning rate of Adam, on all other weights (on all, with --outer-optimizer adam)", above=0)
@@ -77,14 +81,47 @@ class Config:
                     raise Mistake(f"{name}: {value} given, allowed: a finite number, {bound}")
 
 
+    alike = False                                         # whether modes differ in name only
+
+    # what the frame asks of a family besides its priors, targets, learner_curves, conditions, mode_names and draw; here for regression
+
+    def references(self, prior):
+        """The predictors that need no training."""
+        return dict(prior=tasks.Prior(prior), bayes=tasks.Bayes(prior))
+
+    def build(self, prior, generator):
+        """A Meta-Learner for this prior, untrained."""
+        return meta.MetaLearner(prior.input_size, prior.outputs, self.hidden, generator, self.layers, self.encoder, self.decoder, prior.show)
+
+    def predictor(self, model):
+        """The Meta-Learner as something that answers a predictor's calls."""
+        return model
+
+    def outer_loss(self, prior, model, generator, share):
+        """The outer loop's loss on a batch of fresh episodes, twice (to descend, to report): squared error over all trials."""
+        x, y = prior.episodes(prior.sample(self.batch, generator), generator)
+        guess = model.predict(x, y)
+        loss = (guess - y.to(guess.device)).square().mean()
+        return loss, loss
+
+    def theory(self, prior, trials):
+        """Closed forms of inner loops, as (trials, strengths (T + 1, N, K)) by system."""
+        return {}
+
+    def more_rows(self, predictors, prior, targets, curves, generator, folder):
+        """Rows of CSV files that this family alone writes, by name."""
+        return {}
+
+
 @dataclass
 class Linreg(Config):
     """Linear regression: the singular modes of a linear map, against Saxe, McClelland & Ganguli 2013."""
+    noise: float = option(0.1, "standard deviation of the noise on y", low=0)
     dim: int = option(5, "dimension of x and of y", low=1)
     singular_values: list[float] = option([1.6, 1.2, 0.9, 0.6, 0.3], "singular values of the evaluation tasks, mode 1 first", above=0)
     trials: int = option(20, "trials in an episode", low=1)
     learner_lr: float = option(0.01, "the Learner's step size (1 / tau)", above=0)
-    learner_steps: int = option(2000, "the Learner's gradient steps", low=1)
+    learner_steps: int = option(3000, "the Learner's gradient steps", low=1)
     learner_scale: float = option(1e-3, "strength u0 of each mode of the Learner's map at the start", above=0)
     scales: list[float] = option([0.25, 0.5, 1.0, 2.0, 4.0, 8.0], "factors on the spectrum, out of distribution", above=0)
 
@@ -93,15 +130,15 @@ class Linreg(Config):
         if len(self.singular_values) != self.dim:
             raise Mistake(f"--singular-values: {len(self.singular_values)} given, allowed: as many as --dim, {self.dim}")
 
-    # the four things that the frame asks of a family: its prior, its evaluation tasks, its Learners, its out-of-distribution test
+    # what the frame asks of a family: its priors, its evaluation tasks, its Learners, its out-of-distribution test, its figures
 
-    def prior(self):
-        """The task distribution."""
-        return tasks.LinearRegression(self.dim, self.noise, self.trials)
+    def priors(self):
+        """The task distributions that a Meta-Learner is trained on, by the suffix of the systems that go with each."""
+        return {"": tasks.LinearRegression(self.dim, self.noise, self.trials)}
 
-    def targets(self, generator):
-        """The fixed evaluation tasks (N, dim, dim)."""
-        return self.prior().evaluation_tasks(self.eval_tasks, torch.tensor(self.singular_values), generator)
+    def targets(self, prior, generator):
+        """The fixed evaluation tasks, as weights (N, dim, dim)."""
+        return prior.evaluation_tasks(self.eval_tasks, torch.tensor(self.singular_values), generator)
 
     def learner_curves(self, W, generator):
         """Yields (system, steps (R,), strengths (R, N, K)): the Learner, its closed form, the controls, the four optimizers."""
@@ -117,105 +154,371 @@ class Linreg(Config):
                 closed_form = theory(s[0], u0 if system != "shallow" else 0.0, t * rate) / s[0]
                 yield system + "_theory", t, closed_form[:, None].expand(-1, len(W), -1)
 
-    def conditions(self, W):
-        """Yields (condition, targets) for the out-of-distribution test: the evaluation tasks with their spectrum scaled."""
+    def conditions(self, W, priors, generator):
+        """Yields (condition, prior, targets) for the out-of-distribution test: the evaluation tasks with their spectrum scaled."""
         for scale in self.scales:
-            yield f"{scale:g}", scale * W
+            yield f"{scale:g}", priors[""], scale * W
+
+    def mode_names(self):
+        """What the figures call the modes."""
+        return [f"s = {s:g}" for s in self.singular_values]
 
     def draw(self, folder, summary):
         """Writes the figures."""
         draw_linreg(self, folder, summary)
 
-    QUICK = dict(hidden=32, outer_steps=150, batch=64, eval_tasks=4, eval_episodes=64, fresh_tasks=512)
-    FULL = dict(hidden=512, outer_steps=30000, eval_tasks=64, eval_episodes=1024, fresh_tasks=16384)
+    QUICK = dict(hidden=48, outer_steps=400, batch=64, eval_tasks=8, eval_episodes=128, fresh_tasks=1024)
+    FULL = dict(hidden=256, outer_steps=30000, eval_tasks=64, eval_episodes=1024, fresh_tasks=16384)
 
 
-FAMILIES = {"linreg": Linreg}
+@dataclass
+class Nonlinreg(Config):
+    """Nonlinear regression on the circle: the frequencies of a function, against Rahaman et al. 2018 and Xu et al. 2018."""
+    noise: float = option(0.1, "standard deviation of the noise on y", low=0)
+    frequencies: int = option(5, "how many frequencies: the low-pass prior 1 ... K", low=1)
+    band: list[int] = option([], "lowest and highest frequency of another prior, in place of --frequencies", low=1)
+    grid: int = option(32, "points on the circle at which the modes are read", low=1)
+    trials: int = option(40, "trials in an episode", low=1)
+    encoder: int = option(1, "ReLU layers before the LSTM", low=0)
+    outer_steps: int = option(3000, "updates of the Meta-Learner's weights", low=1)
+    bandpass_steps: int = option(1500, "the same for the second Meta-Learner, of the band-pass prior", low=1)
+    eval_episodes: int = option(1024, "episodes of each evaluation task, for the inner loops' curves", low=1)
+    learner_lr: float = option(1e-3, "the Learner's learning rate (Adam)", above=0)
+    learner_steps: int = option(1000, "the Learner's gradient steps", low=1)
+    learner_hidden: int = option(128, "units in each of the Learner's layers", low=1)
+    learner_layers: int = option(4, "the Learner's hidden layers", low=1)
+    learner_grid: int = option(200, "points on the circle that the Learner is trained on, all at every step", low=1)
+    learner_frequencies: list[int] = option([], "frequencies of the Learner's targets (default: those of the prior)", low=1)
+    eval_tasks: int = option(8, "evaluation tasks, the same for every system", low=2)
+
+    def check(self):
+        super().check()
+        if self.band and (len(self.band) != 2 or self.band[0] > self.band[1]):
+            raise Mistake(f"--band: {' '.join(map(str, self.band))} given, allowed: the lowest frequency, then the highest")
+        low, high = self.passband()
+        for name, grid, highest in ("grid", self.grid, 2 * high - low + 1), ("learner-grid", self.learner_grid, max(self.learner_frequencies or [high])):
+            if grid <= 2 * highest:
+                raise Mistake(f"--{name}: {grid} given, allowed for frequencies up to {highest}: at least {2 * highest + 1}")
+
+    def passband(self):
+        """The lowest and the highest frequency of the prior."""
+        return tuple(self.band) or (1, self.frequencies)
+
+    def second(self):
+        """The settings by which the Meta-Learner of the band-pass prior is trained."""
+        return replace(self, outer_steps=self.bandpass_steps)
+
+    def bands(self):
+        """Three bands of frequencies: the lower and the upper half of the pass band, and as many again above it."""
+        low, high = self.passband()
+        middle = (low + high + 1) // 2
+        return range(low, middle), range(middle, high + 1), range(high + 1, 2 * high - low + 2)
+
+    def priors(self):
+        """The prior, and for the out-of-distribution test one on the upper half of its band alone: low-pass and band-pass."""
+        lower, upper, _ = self.bands()
+        return {"": tasks.FourierRegression([*lower, *upper], self.noise, self.trials, self.grid),
+                "_bandpass": tasks.FourierRegression(upper, self.noise, self.trials, self.grid)}
+
+    def targets(self, prior, generator):
+        """Fixed evaluation tasks of one amplitude at every frequency, that of the prior, and random phases: weights (N, 1, 2 K)."""
+        return prior.evaluation_tasks(self.eval_tasks, torch.full((len(prior.frequencies),), (2 * prior.weight_var) ** 0.5), generator)
+
+    def learner_curves(self, W, generator):
+        """Yields (system, steps (R,), strengths (R, N, K)): the Learner on targets of flat and of rising amplitude, same phases and power."""
+        K = len(self.learner_frequencies) or W.shape[-1] // 2
+        prior = tasks.FourierRegression(self.learner_frequencies or range(self.passband()[0], self.passband()[1] + 1), grid=self.learner_grid)
+        x = prior.queries()
+        if self.learner_frequencies:
+            W = prior.evaluation_tasks(len(W), torch.full((K,), (2 / K) ** 0.5), generator)
+        rising = torch.arange(1.0, K + 1).repeat(2) / (torch.arange(1.0, K + 1).square().mean() ** 0.5)
+        for system, weights in ("learner", W), ("learner_rising", W * rising):
+            target = (prior.features(x) @ weights.mT)[..., 0]
+            t, f = learners.relu_network(x[:, 0], target, self.learner_lr, self.learner_steps, self.learner_hidden, self.learner_layers,
+                                         every=max(1, self.learner_steps // 200), generator=generator)
+            yield system, t, tasks.fourier_strength(f, target, prior.frequencies)[0]
+
+    def conditions(self, W, priors, generator):
+        """Yields (condition, prior, targets) for the out-of-distribution test: signals of each band, for predictors of both priors."""
+        for band in filter(len, self.bands()):
+            source = tasks.FourierRegression(band, self.noise, self.trials, self.grid)
+            yield f"{band[0]} to {band[-1]}", source, self.targets(source, generator)
+
+    def more_rows(self, predictors, prior, W, curves, generator, folder):
+        """fits.csv: one task, one episode, and what each system makes of it at five times; Bayes with its posterior deviation."""
+        x, y = prior.episodes(W[:1], generator)
+        rows = [("data", t, *point, "") for t, point in enumerate(zip(x.flatten().tolist(), y.flatten().tolist()))]
+        fine = tasks.FourierRegression(prior.frequencies, grid=self.learner_grid)
+        xq = fine.queries()
+        target = (prior.features(xq) @ W[0].mT)[:, 0]
+        _, P = predictors["bayes"].posterior(x, y)
+        phi = prior.features(xq.double())
+        deviation = torch.einsum("qf, tfg, qg -> tq", phi, P[0], phi).sqrt()
+        every = max(1, self.learner_steps // 50)
+        _, learner = learners.relu_network(xq[:, 0], target[None], self.learner_lr, self.learner_steps, self.learner_hidden, self.learner_layers, every, generator)
+        curves = [("target", 0, target, None)]
+        for share, step in zip((0.05, 0.1, 0.2, 0.4, 1.0), (1, 3, 8, 20, -1)):
+            t = round(share * prior.trials)
+            curves.append(("learner", (step % len(learner)) * every, learner[step, 0], None))
+            for system in ("meta", "bayes"):
+                curves.append((system, t, predictors[system].query(x, y, xq)[0, t, :, 0].cpu(), deviation[t] if system == "bayes" else None))
+        for system, t, f, spread in curves:
+            rows += [(system, t, xq[i, 0].item(), f[i].item(), "" if spread is None else spread[i].item()) for i in range(len(xq))]
+        return dict(fits=rows)
+
+    def mode_names(self):
+        """What the figures call the modes."""
+        low, high = self.passband()
+        return [f"k = {k}" for k in range(low, high + 1)]
+
+    def draw(self, folder, summary):
+        """Writes the figures."""
+        draw_nonlinreg(self, folder, summary)
+
+    QUICK = dict(hidden=48, outer_steps=300, bandpass_steps=100, batch=64, eval_episodes=64, eval_tasks=4, fresh_tasks=512, learner_hidden=64, learner_layers=3, learner_steps=500)
+    FULL = dict(hidden=256, outer_steps=30000, bandpass_steps=30000, eval_episodes=4096, fresh_tasks=16384, eval_tasks=20, learner_lr=3e-4, learner_steps=60000,
+                learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
+
+
+@dataclass
+class Bandit(Config):
+    """Contextual bandits: the correct action in each context, against Schaul et al. 2019 (ray interference)."""
+    contexts: int = option(5, "contexts", low=1)
+    actions: int = option(5, "actions in each context", low=2)
+    trials: int = option(60, "trials in an episode", low=1)
+    context_rates: list[float] = option([], "how often each context comes, out of distribution (default: each half as often as the one before)", low=0)
+    layers: int = option(1, "LSTM layers", low=1)
+    outer_steps: int = option(1500, "updates of the Meta-Learner's weights", low=1)
+    entropy: float = option(0.05, "weight of the entropy bonus at the start of the outer loop, falling to zero", low=0)
+    learner_lr: float = option(0.5, "the Learner's step size", above=0)
+    learner_steps: int = option(2000, "the Learner's gradient steps; 20 times as many from the spread-out start", low=1)
+    learner_seeds: int = option(200, "Learners, each with a task and a start of its own", low=2)
+    learner_sd: float = option(0.1, "standard deviation of the Learner's first logits (near-uniform policies)", low=0)
+    learner_spread: float = option(1.0, "the same for the spread-out start", low=0)
+    learner_trials: int = option(32, "trials that a step of the sampled Learner (REINFORCE) sees", low=1)
+    scaling: list[int] = option([2, 3, 4, 5, 6, 7, 8], "numbers of contexts, for the time to a mean J of 0.9", low=1)
+    scaling_meta: int = option(0, "1 to train a Meta-Learner for each of them too", low=0)
+
+    alike = True                                          # contexts differ in name only: order them as each run learned them
+
+    def check(self):
+        super().check()
+        if self.context_rates and (len(self.context_rates) != self.contexts or not any(self.context_rates)):
+            raise Mistake(f"--context-rates: {' '.join(f'{r:g}' for r in self.context_rates)} given, allowed: as many as --contexts, {self.contexts}, not all zero")
+
+    def priors(self):
+        """The task distribution."""
+        return {"": tasks.ContextualBandit(self.contexts, self.actions, self.trials)}
+
+    def targets(self, prior, generator):
+        """The fixed evaluation tasks, as correct actions (N, C)."""
+        return prior.sample(self.eval_tasks, generator)
+
+    def references(self, prior):
+        """The agents that need no training."""
+        return dict(prior=tasks.UniformAgent(), bayes=tasks.BayesAgent())
+
+    def build(self, prior, generator):
+        """A Meta-Learner for this prior, untrained: it sees 2 C + A + 1 numbers, and gives A logits and a baseline."""
+        return meta.MetaLearner(2 * prior.contexts, prior.actions + 1, self.hidden, generator, self.layers, self.encoder, self.decoder)
+
+    def predictor(self, model):
+        """The Meta-Learner as an agent."""
+        return meta.MetaAgent(model)
+
+    def outer_loss(self, prior, model, generator, share):
+        """The outer loop's loss on a batch of fresh episodes, whose gradient is the policy gradient."""
+        return meta.policy_gradient_loss(meta.MetaAgent(model), prior, self.batch, self.entropy * (1 - share), generator)
+
+    STARTS = dict(learner=(True, False), decoupled=(False, False), spread=(True, True), decoupled_spread=(False, True))     # shared bias? spread out?
+
+    def learn(self, system, contexts, trials=0):
+        """One of STARTS' Learners: steps (R,), spaced in their logarithm, and J (R, S, C). All have the same tasks, and the same starts but for scale."""
+        generator, (shared, spread) = stream(self.seed, "learners"), self.STARTS[system]
+        correct = torch.randint(self.actions, (self.learner_seeds, contexts), generator=generator)
+        logits = (self.learner_spread if spread else self.learner_sd) * torch.randn(*correct.shape, self.actions, generator=generator)
+        last = self.learner_steps * (20 if spread else 1)                      # a spread-out start takes that much longer
+        steps = sorted({0, *(round(last ** (i / 400)) for i in range(401))})
+        return torch.tensor(steps), learners.policy_gradient(correct, logits, self.learner_lr, steps, shared, None, trials, generator)
+
+    def learner_curves(self, correct, generator):
+        """Yields (system, steps (R,), strengths (R, S, C)): shared and own biases, near-uniform and spread-out starts, and REINFORCE by samples."""
+        prior = self.priors()[""]
+        for system in self.STARTS:
+            t, J = self.learn(system, self.contexts)
+            yield system, t, prior.strength(J)
+        t, J = self.learn("learner", self.contexts, self.learner_trials)
+        yield "sampled", t, prior.strength(J)
+
+    def conditions(self, correct, priors, generator):
+        """Yields (condition, prior, targets) for the out-of-distribution test: contexts that come at unequal rates."""
+        rates = self.context_rates or [2.0 ** -c for c in range(self.contexts)]
+        yield "equal rates", priors[""], correct
+        yield "unequal rates", tasks.ContextualBandit(self.contexts, self.actions, self.trials, rates), correct
+
+    def theory(self, prior, trials):
+        """The Bayes-optimal learning curve in closed form."""
+        return dict(bayes_theory=(trials, prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1)))
+
+    def more_rows(self, agents, prior, correct, curves, generator, folder):
+        """runs.csv: some Learners one by one. interference.csv. scaling.csv: time to a mean J of 0.9 against the number of contexts."""
+        rows, chances = dict(runs=[], scaling=[]), {}
+        for system in self.STARTS:
+            t, strength = curves[system]
+            J = strength * (1 - 1 / self.actions) + 1 / self.actions
+            strength = tasks.in_order_learned(strength[:, :6], t)
+            rows["runs"] += [(system, run, k + 1, t[r].item(), strength[r, run, k].item())
+                             for run in range(strength.shape[1]) for k in range(self.contexts) for r in range(len(t))]
+            chances[system] = tasks.chance_to_improve(J[:-1], J[1:], torch.ones_like(J[1:], dtype=torch.bool))
+        episodes = prior.episodes(prior.sample(2048, generator), generator)
+        visited = torch.nn.functional.one_hot(episodes[1], self.contexts).bool()
+        for system in ("meta", "bayes"):
+            J = prior.play(agents[system], *episodes)[1]
+            chances[system] = tasks.chance_to_improve(J[:, :-1], J[:, 1:], visited)
+        rows["interference"] = [(system, n, chance.item(), visits.item()) for system, each in chances.items()
+                                for n, (chance, visits) in enumerate(zip(*each)) if visits]
+        for contexts in self.scaling:
+            for system in ("learner", "decoupled"):
+                t, J = self.learn(system, contexts)
+                times = tasks.half_time((J.mean(-1) - 0.4).T, t)               # where J - 0.4 is 0.5, J is 0.9
+                rows["scaling"].append((system, contexts, tasks.geometric_mean(times).item(),
+                                        *tasks.bootstrap_interval(tasks.geometric_mean, times, generator=generator)))
+            longer = tasks.ContextualBandit(contexts, self.actions, 3 * self.actions * contexts)
+            curves = dict(bayes=longer.bayes_curve().mean(-1))
+            if self.scaling_meta:
+                with torch.enable_grad():
+                    model, _ = train(self, longer, folder / f"checkpoint_contexts{contexts}.pt", meta.Progress(self.outer_steps, -1 / self.actions, -1.0))
+                curves["meta"] = longer.play(meta.MetaAgent(model), *longer.episodes(longer.sample(2048, generator), generator))[1].mean((0, 2))
+            for system, curve in curves.items():
+                moment = tasks.half_time(curve - 0.4, torch.arange(longer.trials + 1.0)).item()
+                rows["scaling"].append((system, contexts, moment, moment, moment))
+        return rows
+
+    def mode_names(self):
+        """What the figures call the modes: contexts in the order in which they were learned."""
+        return ["first"] + [str(k) for k in range(2, self.contexts)] + ["last"] * (self.contexts > 1)
+
+    def draw(self, folder, summary):
+        """Writes the figures."""
+        draw_bandit(self, folder, summary)
+
+    QUICK = dict(hidden=48, outer_steps=100, batch=32, eval_tasks=4, eval_episodes=64, fresh_tasks=512, learner_seeds=50, scaling=[2, 5])
+    FULL = dict(hidden=256, outer_steps=10000, eval_tasks=64, eval_episodes=1024, fresh_tasks=16384, learner_seeds=1000, scaling_meta=1)
+
+
+FAMILIES = {"linreg": Linreg, "nonlinreg": Nonlinreg, "bandit": Bandit}
 
 
 # ---------------------------------------------------------------- the experiment, the same for every family
 
+PURPOSES = ("tasks", "initialisation", "evaluation", "probe", "learners")
+
+
 def stream(seed, purpose):
     """A generator of its own for each purpose, so that what one draws never shifts another."""
-    return torch.Generator().manual_seed(3 * seed + ("tasks", "initialisation", "evaluation").index(purpose))
+    return torch.Generator().manual_seed(len(PURPOSES) * seed + PURPOSES.index(purpose))
 
 
-def meta_train(config, prior, snapshot, checkpoint, loss_prior, loss_bayes):
-    """A Meta-Learner for this prior, trained or resumed. Returns it and its snapshots."""
-    model = meta.MetaLearner(prior.input_size, prior.outputs, config.hidden, stream(config.seed, "initialisation"), config.layers)
-    model.to(config.device)
+class Clock:
+    """Seconds by phase."""
 
-    def loss(model, generator):
-        x, y = prior.episodes(prior.sample(config.batch, generator), generator)
-        guess = model.predict(x, y)
-        return (guess - y.to(guess.device)).square().mean()
+    def __init__(self):
+        self.seconds, self.last = {}, time.perf_counter()
 
+    def lap(self, phase):
+        """Ends a phase."""
+        now = time.perf_counter()
+        self.seconds[phase], self.last = round(now - self.last, 2), now
+
+
+def train(config, prior, checkpoint, report, snapshot=lambda model: {}):
+    """Trains a Meta-Learner for this prior, or goes on from its checkpoint. Returns it and its snapshots."""
+    model = config.build(prior, stream(config.seed, "initialisation")).to(config.device)
     optimizers = meta.make_optimizers(model, config.outer_optimizer, config.muon_lr, config.adam_lr)
-    snapshots = meta.outer_loop(model, loss, config.outer_steps, optimizers, stream(config.seed, "tasks"), snapshot, checkpoint,
-                                asdict(config), report=meta.Progress(config.outer_steps, loss_prior, loss_bayes))
-    return model, snapshots
+    return model, meta.outer_loop(model, partial(config.outer_loss, prior), config.outer_steps, optimizers, stream(config.seed, "tasks"),
+                                  snapshot, checkpoint, asdict(config), report=report)
 
 
 def experiment(config, folder):
     """The whole experiment of a family. Returns the rows of each CSV file, by its name, and the summary."""
-    clock, seconds = [time.perf_counter()], {}
-
-    def lap(phase):
-        clock.append(time.perf_counter())
-        seconds[phase] = round(clock[-1] - clock[-2], 2)
-
-    prior, evaluation = config.prior(), stream(config.seed, "evaluation")
-    W, xq = config.targets(evaluation), prior.queries(evaluation)
-    few = max(1, config.eval_episodes // 16)                  # episodes a task for snapshots and out of distribution
+    clock, evaluation, priors = Clock(), stream(config.seed, "evaluation"), config.priors()
+    prior = priors[""]
+    few, trials = max(1, config.eval_episodes // 32), torch.arange(prior.trials + 1.0)      # few: episodes a task, where that will do
+    targets = config.targets(prior, evaluation)
     fresh = prior.episodes(prior.sample(config.fresh_tasks, evaluation), evaluation)
-    episodes, some = (meta.episodes_of(prior, W, n, evaluation) for n in (config.eval_episodes, few))
-    curves = {system: (t, strength) for system, t, strength in config.learner_curves(W, evaluation)}
-    predictors = dict(prior=tasks.Prior(prior), bayes=tasks.Bayes(prior))
-    loss = {system: meta.losses(predictor, *fresh) for system, predictor in predictors.items()}
-    trials = torch.arange(prior.trials + 1.0)
-    lap("learners_and_bayes")
+    curves = {system: (t, strength) for system, t, strength in config.learner_curves(targets, stream(config.seed, "learners"))}
+    predictors = {name + suffix: agent for suffix, p in priors.items() for name, agent in config.references(p).items()}
+    losses = {system: prior.losses(predictors[system], *fresh) for system in ("prior", "bayes")}
+    clock.lap("learners")
+
+    def inner_loop(predictor, n, prior=prior, targets=targets):
+        return prior.inner_loop(predictor, targets, n, stream(config.seed, "probe"))          # the same episodes for every predictor
 
     def snapshot(model):
-        strength = meta.inner_loop(model, prior, W, some, xq)[0].mean(1)
+        strength = inner_loop(config.predictor(model), few)[0].mean(1)
         return dict(strength=strength[-1].tolist(), half_time=tasks.half_time(strength.T, trials).tolist(),
-                    value=meta.losses(model, *fresh).mean().item())
+                    value=prior.losses(config.predictor(model), *fresh).mean().item())
 
-    predictors["meta"], snapshots = meta_train(config, prior, snapshot, folder / "checkpoint.pt", *(loss[p].mean().item() for p in ("prior", "bayes")))
-    lap("outer_loop")
+    report = partial(meta.Progress, loss_prior=losses["prior"].mean().item(), loss_bayes=losses["bayes"].mean().item())
+    model, snapshots = train(config, prior, folder / "checkpoint.pt", report(config.outer_steps), snapshot)
+    predictors["meta"] = config.predictor(model)
+    for suffix in list(priors)[1:]:
+        model, _ = train(config.second(), priors[suffix], folder / f"checkpoint{suffix}.pt", report(config.second().outer_steps))
+        predictors["meta" + suffix] = config.predictor(model)
+    clock.lap("outer_loop")
 
     with torch.no_grad():
-        loss["meta"] = meta.losses(predictors["meta"], *fresh)
-        rows = dict(dynamics=[], probe=[], ood=[], performance=[])
+        losses["meta"] = prior.losses(predictors["meta"], *fresh)
+        rows = dict(probe=[], ood=[], outer_loop=outer_loop_rows(snapshots), performance=performance_rows(losses))
         for system in ("meta", "bayes"):
-            strength, others = meta.inner_loop(predictors[system], prior, W, episodes, xq)
+            strength, others = inner_loop(predictors[system], config.eval_episodes)
             curves[system] = trials, strength
-            rows["probe"] += [(system, t, *(r[t].mean().item() for r in others.values())) for t in range(prior.trials + 1)]
-        for condition, targets in config.conditions(W):
-            data = meta.episodes_of(prior, targets, few, evaluation)
+            rows["probe"] += [(system, t, name, reading[t].mean().item()) for name, reading in others.items() for t in range(len(trials))]
+        for condition, source, shifted in config.conditions(targets, priors, evaluation):
+            data = source.episodes(shifted.repeat_interleave(few, 0), evaluation)
             for system, predictor in predictors.items():
-                strength = meta.inner_loop(predictor, prior, targets, data, xq)[0][-1].mean(0)
-                value = meta.losses(predictor, *(z.flatten(0, 1) for z in data)).mean().item()
+                strength, value = inner_loop(predictor, few, source, shifted)[0][-1].mean(0), source.losses(predictor, *data).mean().item()
                 rows["ood"] += [(system, condition, k, s, value) for k, s in enumerate(strength.tolist(), 1)]
-    for system, (t, strength) in curves.items():
-        mean, stderr = strength.mean(1).tolist(), (strength.std(1) / strength.shape[1] ** 0.5).tolist()
-        rows["dynamics"] += [(system, k + 1, t[r].item(), mean[r][k], stderr[r][k]) for k in range(len(mean[0])) for r in range(len(t))]
-    for system, per_trial in loss.items():
-        mean, stderr = per_trial.mean(0).tolist(), (per_trial.std(0) / len(per_trial) ** 0.5).tolist()
-        rows["performance"] += [(system, t, *values) for t, values in enumerate(zip(mean, stderr))]
-    rows["outer_loop"] = [(s["outer_step"], k, *values, s["value"]) for s in snapshots for k, values in enumerate(zip(s["strength"], s["half_time"]), 1)]
+        rows |= config.more_rows(predictors, prior, targets, curves, stream(config.seed, "probe"), folder)
+    curves |= config.theory(prior, trials)
+    if config.alike:
+        curves = {system: (t, tasks.in_order_learned(strength, t)) for system, (t, strength) in curves.items()}
+    rows["dynamics"] = dynamics_rows(curves)
 
     summary = {system: tasks.describe(strength, t, evaluation) for system, (t, strength) in curves.items()}
-    mean_losses = [loss[system].mean(1) for system in ("prior", "meta", "bayes")]
-    summary["captured"] = tasks.captured_fraction(*mean_losses).item()
-    summary["captured_ci"] = list(tasks.bootstrap_interval(tasks.captured_fraction, *mean_losses, generator=evaluation))
-    lap("probes")
-    return rows, summary | dict(seconds=seconds)
+    means = [losses[system].mean(1) for system in ("prior", "meta", "bayes")]
+    summary["captured"] = tasks.captured_fraction(*means).item()
+    summary["captured_ci"] = list(tasks.bootstrap_interval(tasks.captured_fraction, *means, generator=evaluation))
+    clock.lap("probes")
+    return rows, summary | dict(seconds=clock.seconds)
+
+
+def dynamics_rows(curves):
+    """Rows of dynamics.csv from strengths (R, N, K) at times (R,) by system: the mean over tasks or seeds, and its standard error."""
+    rows = []
+    for system, (t, strength) in curves.items():
+        mean, stderr = strength.mean(1), strength.std(1) / strength.shape[1] ** 0.5
+        rows += [(system, k + 1, t[r].item(), mean[r, k].item(), stderr[r, k].item()) for k in range(mean.shape[1]) for r in range(len(t))]
+    return rows
+
+
+def performance_rows(losses):
+    """Rows of performance.csv from losses (B, T) by system."""
+    return [(system, t, mean, stderr) for system, each in losses.items()
+            for t, (mean, stderr) in enumerate(zip(each.mean(0).tolist(), (each.std(0) / len(each) ** 0.5).tolist()))]
+
+
+def outer_loop_rows(snapshots):
+    """Rows of outer_loop.csv from the snapshots of the outer loop."""
+    return [(s["outer_step"], k, strength, half_time, s["value"]) for s in snapshots
+            for k, (strength, half_time) in enumerate(zip(s["strength"], s["half_time"]), 1)]
 
 
 # ---------------------------------------------------------------- files of a run
 
-COLUMNS = dict(dynamics="system,mode,time,strength,stderr", performance="system,trial,value,stderr", probe="system,time,r_squared,off_diagonal",
-               outer_loop="outer_step,mode,strength,half_time,value", ood="system,condition,mode,strength,value")
+COLUMNS = dict(dynamics="system,mode,time,strength,stderr", performance="system,trial,value,stderr", probe="system,time,reading,value",
+               outer_loop="outer_step,mode,strength,half_time,value", fits="system,time,x,value,deviation", ood="system,condition,mode,strength,value",
+               runs="system,run,mode,time,strength", interference="system,solved,chance,visits", scaling="system,contexts,time,low,high")
 
 
 def finite(value):
@@ -229,7 +532,7 @@ def finite(value):
 
 def write_run(folder, rows, summary):
     """Writes the CSV files, and summary.json last: once it is there, the run is complete."""
-    for name, table in rows.items():
+    for name, table in ((name, table) for name, table in rows.items() if table):
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows([COLUMNS[name].split(","), *finite(table)])
         meta.replace_file(folder / f"{name}.csv", text.getvalue().encode())
@@ -300,44 +603,104 @@ def note(summary, system):
     return str(index) if isinstance(index, str) else f"{index:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def panel(table, summary, system, title, xlabel, theory=None):
+def panel(folder, summary, system, title, theory=None):
     """One system's curves, as plots.dynamics takes them."""
+    table = read_table(folder, "dynamics")
     time = table["time"][(table["system"] == system) & (table["mode"] == 1)]
-    return dict(title=title, xlabel=xlabel, time=time, strength=by_mode(table, "strength", system=system), note="index " + note(summary, system).split()[0],
-                stderr=by_mode(table, "stderr", system=system), theory=theory and by_mode(table, "strength", system=theory))
+    return dict(title=title, xlabel="trials" if system in ("meta", "bayes") else "gradient steps", time=time, strength=by_mode(table, "strength", system=system),
+                stderr=by_mode(table, "stderr", system=system), theory=theory and by_mode(table, "strength", system=theory),
+                note="staggering " + note(summary, system).split(" [")[0])
+
+
+def draw_outer_loop(config, folder):
+    """outer_loop, from outer_loop.csv and performance.csv."""
+    performance, table = read_table(folder, "performance"), read_table(folder, "outer_loop")
+    prior, bayes = (performance["value"][performance["system"] == system].mean() for system in ("prior", "bayes"))
+    first = table["mode"] == 1
+    plots.outer_loop(table["outer_step"][first], by_mode(table, "strength"), by_mode(table, "half_time"), (prior - table["value"][first]) / (prior - bayes),
+                     config.mode_names(), folder / "outer_loop")
 
 
 def draw_linreg(config, folder, summary):
-    """dynamics, controls, outer_loop and ood, from the CSV files in `folder`."""
-    labels = [f"s = {s:g}" for s in config.singular_values]
-    table = read_table(folder, "dynamics")
-    plots.dynamics([panel(table, summary, "learner", "Learner (gradient descent)", "gradient steps", "learner_theory"),
-                    panel(table, summary, "meta", "Meta-Learner (LSTM)", "trials"), panel(table, summary, "bayes", "Bayes-optimal", "trials")],
-                   labels, folder / "dynamics")
-    plots.dynamics([panel(table, summary, "learner", "aligned start", "gradient steps", "learner_theory"),
-                    panel(table, summary, "shallow", "one layer only", "gradient steps", "shallow_theory")]
-                   + [panel(table, summary, name, f"random start, {name}", "gradient steps") for name in ("sgd", "adam", "rmsprop")]
-                   + [panel(table, summary, "muon", "random start, muon", "gradient steps", "muon_theory")],
-                   labels, folder / "controls")
-    performance = read_table(folder, "performance")
-    prior, bayes = (performance["value"][performance["system"] == system].mean() for system in ("prior", "bayes"))
-    table = read_table(folder, "outer_loop")
-    captured = (prior - table["value"][table["mode"] == 1]) / (prior - bayes)
-    plots.outer_loop(table["outer_step"][table["mode"] == 1], by_mode(table, "strength"), by_mode(table, "half_time"), captured, labels, folder / "outer_loop")
+    """dynamics, controls, outer_loop and ood."""
+    labels, table, draw_panel = config.mode_names(), read_table(folder, "dynamics"), partial(panel, folder, summary)
+    systems = [draw_panel("learner", "Learner (gradient descent)", "learner_theory"), draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
+    plots.dynamics(systems, labels, folder / "dynamics")
+    plots.dynamics([draw_panel("learner", "aligned start", "learner_theory"), draw_panel("shallow", "one layer only", "shallow_theory")]
+                   + [draw_panel(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop")]
+                   + [draw_panel("muon", "random start, muon", "muon_theory")], labels, folder / "controls")
+    draw_outer_loop(config, folder)
     table = read_table(folder, "ood")
     value = {system: table["value"][(table["system"] == system) & (table["mode"] == 1)] for system in ("prior", "meta", "bayes")}
     plots.ood_scales(np.array(config.scales), *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")),
                      (value["prior"] - value["meta"]) / (value["prior"] - value["bayes"]), labels, folder / "ood")
 
 
+def draw_nonlinreg(config, folder, summary):
+    """dynamics, heat_maps, fits, outer_loop and ood."""
+    labels, draw_panel = config.mode_names(), partial(panel, folder, summary)
+    systems = [draw_panel("learner", "Learner (ReLU network)"), draw_panel("learner_rising", "Learner, rising amplitude"),
+               draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
+    plots.dynamics(systems, labels, folder / "dynamics", columns=4)
+    plots.heat_maps(systems, labels, folder / "heat_maps")
+    draw_outer_loop(config, folder)
+
+    table = read_table(folder, "fits")
+    def curve(system, column="value", time=None):
+        return table[column][(table["system"] == system) & ((table["time"] == time) if time is not None else True)].astype(float)
+    data = np.stack([curve("data", "x"), curve("data")], 1)
+    rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in np.unique(curve("learner", "time"))])]
+    trials = np.unique(curve("bayes", "time"))
+    rows.append(("Meta-Learner", [(f"{t:g} trials", curve("meta", time=t), None, int(t)) for t in trials]))
+    rows.append(("Bayes", [(f"{t:g} trials", curve("bayes", time=t), curve("bayes", "deviation", t), int(t)) for t in trials]))
+    plots.fits(curve("target", "x"), curve("target"), data, rows, folder / "fits")
+
+    table, (lower, upper, above) = read_table(folder, "ood"), config.bands()
+    panels = []
+    for suffix, band in ("", [*lower, *upper]), ("_bandpass", upper):
+        strength = [table["strength"][table["system"] == system + suffix] for system in ("meta", "bayes")]
+        panels.append((f"trained on frequencies {band[0]} to {band[-1]}", (band[0], band[-1]), *strength))
+    plots.ood_bands(np.array([*lower, *upper, *above]), panels, folder / "ood")
+
+
+def draw_bandit(config, folder, summary):
+    """dynamics, controls, runs, interference, outer_loop and ood."""
+    labels, draw_panel, table = config.mode_names(), partial(panel, folder, summary), read_table(folder, "runs")
+
+    def with_runs(system, title):
+        runs = [by_mode(table, "strength", system=system, run=r) for r in np.unique(table["run"])]
+        return draw_panel(system, title) | dict(log=True, runs=runs)
+
+    plots.dynamics([with_runs("learner", "Learner (shared bias)"), with_runs("decoupled", "decoupled control"), draw_panel("meta", "Meta-Learner (LSTM)"),
+                    draw_panel("bayes", "Bayes-optimal", "bayes_theory")], labels, folder / "dynamics", columns=4)
+    plots.dynamics([with_runs("spread", "shared, spread-out start"), with_runs("decoupled_spread", "decoupled, same start"),
+                    draw_panel("sampled", "shared, REINFORCE by samples") | dict(log=True)], labels, folder / "controls")
+    spread = with_runs("spread", "")
+    plots.dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True) for i, run in enumerate(spread["runs"], 1)],
+                   labels, folder / "runs")
+    draw_outer_loop(config, folder)
+    chance, scaling, names = read_table(folder, "interference"), read_table(folder, "scaling"), dict(
+        learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
+    def of(table, system, *columns):
+        return [table[column][table["system"] == system] for column in columns]
+    plots.interference({name: of(chance, system, "solved", "chance") for system, name in names.items()},
+                       {name: of(scaling, system, "contexts", "time") for system, name in names.items() if system in scaling["system"]}, folder / "interference")
+    table, rates = read_table(folder, "ood"), config.context_rates or [2.0 ** -c for c in range(config.contexts)]
+    panels = [(condition, *(by_mode(table, "strength", system=system, condition=condition)[0] for system in ("meta", "bayes")))
+              for condition in ("equal rates", "unequal rates")]
+    plots.ood_rates([f"{rate / sum(rates):.0%}" for rate in rates], panels, folder / "ood")
+
+
 def print_table(config, summary):
     """The table at the end of a run, in 60 columns for five modes, with what it says in words."""
-    names = dict(learner="Learner (steps)", learner_theory="  closed form", shallow="  one layer", sgd="  random start", adam="  + adam",
-                 rmsprop="  + rmsprop", muon="  + muon", meta="Meta-L. (trials)", bayes="Bayes (trials)")
+    names = dict(learner="Learner (steps)", learner_rising="  rising ampl.", decoupled="  decoupled", spread="  spread start", decoupled_spread="    decoupled", sampled="  REINFORCE", learner_theory="  closed form", shallow="  one layer", sgd="  random start", adam="  + adam",
+                 rmsprop="  + rmsprop", muon="  + muon", meta="Meta-L. (trials)", bayes="Bayes (trials)", bayes_theory="  closed form")
     K = len(summary["bayes"]["half_times"])
     print("\nHalf-time of each mode, and staggering index (last / first)\n")
     print(" " * 17 + "".join(f"{k:5d}" for k in range(1, K + 1)) + "  index [95% interval]")
     for system, name in names.items():
+        if system not in summary:
+            continue
         half = "".join(f"{'-':>5}" if isinstance(t, str) else f"{t:5.{0 if t >= 100 else 1}f}" for t in summary[system]["half_times"])
         print(f"{name:17.17}{half}  {note(summary, system)}")
     low, high = summary["captured_ci"]
@@ -395,11 +758,10 @@ def parse(arguments):
         sub.add_argument("--out", type=Path, default=Path("runs") / name, metavar="DIR", help=f"folder for the results (default: runs/{name})")
         sub.add_argument("--fresh", action="store_true", default=False, help="ignore an earlier run there")
         for f in fields(cls):
-            default = getattr(cls(), f.name)
-            several = isinstance(default, list)
+            default, several = getattr(cls(), f.name), typing.get_args(f.type)
             shown = " ".join(f"{v:g}" for v in default) if several else default
-            sub.add_argument("--" + f.name.replace("_", "-"), type=type(default[0] if several else default), nargs="+" if several else None,
-                             metavar="|".join(f.metadata["choices"] or ["X"]), help=f"{f.metadata['help']} (default: {shown})")
+            sub.add_argument("--" + f.name.replace("_", "-"), type=several[0] if several else f.type, nargs="+" if several else None,
+                             metavar="|".join(f.metadata["choices"] or ["X"]), help=f.metadata["help"] + (f" (default: {shown})" if shown != "" else ""))
     given = vars(parser.parse_args(arguments))
     cls = FAMILIES[given.pop("family")]
     preset = cls.QUICK if given.pop("quick", False) else cls.FULL if given.pop("full", False) else {}
@@ -407,8 +769,18 @@ def parse(arguments):
     return cls(**preset | given), out, fresh
 
 
+def keep_freed_memory():
+    """Has glibc keep freed memory: by default it hands large blocks back to the system and fetches them anew, page by page, at every step."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0), libc.mallopt(-1, -1)         # M_MMAP_MAX, M_TRIM_THRESHOLD
+    except (AttributeError, OSError, TypeError):          # another libc: no harm, some speed
+        pass
+
+
 def main(arguments=None):
     """Runs the command line. Returns the exit status: 0, 1 for a failure, 2 for a user's mistake, 130 for Ctrl-C."""
+    keep_freed_memory()
     try:
         run(*parse(arguments))
         return 0

@@ -64,14 +64,25 @@ def bootstrap_interval(statistic, *samples, generator, resamples=2000):
 
 
 def describe(strength, time, generator):
-    """What one system shows: a dict of half_times (K,), geometric means over tasks; the staggering index, likewise, and its 95% interval.
+    """What one system shows, from strengths (R, N, K) at times (R,), of N tasks or seeds.
 
-    strength: (R, N, K) at times (R,), of N tasks or seeds. The index is taken per task, before any averaging over tasks.
+    Returns a dict: half_times (K,), geometric means over tasks; the staggering index, taken per task before any averaging, its geometric
+    mean, and its 95% interval; left_out, how many modes were above 1/2 from the start. Those have no half-time and are left out of the
+    index (and their task with them where fewer than two modes remain, unless there was but one).
     """
     half = half_time(strength.movedim(0, -1), time)
-    index = staggering_index(half)
-    return dict(half_times=geometric_mean(half.T).tolist(), staggering=geometric_mean(index).item(),
+    started = half > time[0]
+    index = staggering_index(torch.where(started, half, half.amax(-1, keepdim=True)))
+    index = index[started.sum(-1) >= min(2, half.shape[-1])]
+    times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
+    return dict(half_times=times, staggering=geometric_mean(index).item(), left_out=(~started).sum().item(),
                 staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)))
+
+
+def in_order_learned(strength, time):
+    """Strengths (R, N, K) with the modes of each task or seed in the order in which it learned them, for modes that are alike but in name."""
+    order = half_time(strength.movedim(0, -1), time).argsort(dim=-1, stable=True)
+    return strength.gather(-1, order.expand(strength.shape))
 
 
 # ---------------------------------------------------------------- regression on fixed features, and exact inference in it
@@ -92,6 +103,25 @@ class FeatureRegression:
         x = self.inputs(len(W), generator)
         y = self.features(x) @ W.mT
         return x, y + self.noise * torch.randn(y.shape, generator=generator)
+
+    def show(self, x):
+        """An input as a network is shown it."""
+        return x
+
+    def losses(self, predictor, x, y):
+        """Squared error averaged over outputs, per episode and trial (B, T), on the CPU. x (B, T, Dx), y (B, T, Dy)."""
+        return (predictor.predict(x, y).cpu() - y).square().mean(-1)
+
+    def inner_loop(self, predictor, W, n, generator):
+        """What a predictor learns within episodes of the tasks W (N, Dy, F), n of each: its modes before each trial and after the last.
+
+        Returns strengths (T + 1, N, K), averaged over the episodes of each task, and a dict of the probe's other readings, (T + 1, N) each.
+        """
+        xq, read = self.queries(generator), []
+        for w in W:                                   # task by task: the probe asks for n (T + 1) Q answers of each
+            f = predictor.query(*self.episodes(w.expand(n, -1, -1), generator), xq).cpu()
+            read.append(self.read_modes(f, xq, w))
+        return torch.stack([s for s, _ in read], 1), {name: torch.stack([others[name] for _, others in read], 1) for name in read[0][1]}
 
 
 class Prior:
@@ -232,3 +262,177 @@ class LinearRegression(FeatureRegression):
         r_squared = 1 - residual.sum(0) / total.sum(0).clamp_min(1e-12)
         return (mode_strength(fitted, U, Vh.mT, s).mean(0),
                 dict(r_squared=r_squared, off_diagonal=off_diagonal(fitted, U, Vh.mT, s).mean(0)))
+
+
+# ---------------------------------------------------------------- nonlinear regression
+
+class FourierRegression(FeatureRegression):
+    r"""y = sum_k a_k cos 2 pi k x + b_k sin 2 pi k x + eps,   a_k, b_k ~ N(0, 1 / K),   x ~ U[0, 1),   eps ~ N(0, noise^2).
+
+    frequencies: K whole numbers, any set of them (low-pass, band-pass). Mode k is the k-th frequency. The posterior is that of a
+    Gaussian process with the band-limited kernel k(x, x') = 1/K sum_k cos 2 pi k (x - x'). All of it our choice but the LSTM's input.
+    """
+    outputs = input_size = 1
+
+    def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, grid=32):
+        self.frequencies, self.noise, self.trials, self.grid = torch.as_tensor(frequencies), noise, trials, grid
+        self.n_features, self.weight_var = 2 * len(self.frequencies), 1 / len(self.frequencies)
+
+    def features(self, x):
+        """cos 2 pi k x for every k, then sin 2 pi k x: (..., 1) to (..., 2 K)."""
+        phase = 2 * math.pi * x * self.frequencies.to(x)
+        return torch.cat([phase.cos(), phase.sin()], -1)
+
+    def show(self, x):
+        """x on [-1, 1), not as a point on the circle: that would be frequency 1 for nothing."""
+        return 2 * x - 1
+
+    def inputs(self, n, generator):
+        """x ~ U[0, 1): (n, T, 1)."""
+        return torch.rand(n, self.trials, 1, generator=generator)
+
+    def evaluation_tasks(self, n, amplitudes, generator):
+        """n tasks with the given amplitudes (K,) and random phases, as weights (n, 1, 2 K)."""
+        phase = 2 * math.pi * torch.rand(n, 1, len(self.frequencies), generator=generator)
+        return torch.cat([amplitudes * phase.cos(), amplitudes * phase.sin()], -1)
+
+    def queries(self, generator=None):
+        """A uniform grid on the circle, (grid, 1), so that the modes can be read by FFT."""
+        return torch.arange(self.grid)[:, None] / self.grid
+
+    def read_modes(self, f, xq, W):
+        """What functions f (E, T + 1, grid, 1) in E episodes of task W (1, 2 K) have of that task's frequencies.
+
+        Returns (T + 1, K) mean strengths, and a dict of (T + 1,): the mean energy outside the target's band.
+        """
+        target = (self.features(xq) @ W.mT)[..., 0]
+        strength, outside = fourier_strength(f[..., 0], target, self.frequencies)
+        return strength.mean(0), dict(outside=outside.mean(0))
+
+
+def fourier_strength(f, target, frequencies):
+    r"""Strength of each frequency of a target in a function, both on a uniform grid of the circle.
+
+    S_k = Re <F_k, F^_k> / |F_k|^2,   F the target's Fourier coefficient at k and F^ the function's. Phase counts: in the measure of
+    Rahaman et al. 2018, |F^_k| / |F_k|, a shifted copy would score 1.
+
+    f, target: (..., G) real; frequencies: (K,) whole numbers below G / 2. Returns (..., K), and (...) the function's energy at all
+    other frequencies over the target's energy.
+    """
+    F, F_hat = torch.fft.rfft(target), torch.fft.rfft(f)
+    at, at_hat = F[..., frequencies], F_hat[..., frequencies]
+    strength = (at.conj() * at_hat).real / at.abs().square()
+    outside = F_hat.abs().square().sum(-1) - at_hat.abs().square().sum(-1)
+    return strength, outside / at.abs().square().sum(-1)
+
+
+# ---------------------------------------------------------------- contextual bandits
+
+class ContextualBandit:
+    r"""In each of C contexts one of A actions, drawn uniformly, is rewarded with 1, the others with 0. Mode k is context k.
+
+    5 contexts and 5 actions are Rabinowitz's; 60 trials and contexts uniform at random are our choice. rates: (C,) how often each
+    context comes, scaled to sum to 1. A task is the vector of correct actions (C,).
+
+    Here every predictor is an agent: begin(B, prior) an episode; policy() -> (B, C, A), before each trial, for every context;
+    observe(context, action, reward), each (B,), after it.
+    """
+
+    def __init__(self, contexts=5, actions=5, trials=60, rates=None):
+        self.contexts, self.actions, self.trials = contexts, actions, trials
+        self.rates = torch.ones(contexts) / contexts if rates is None else torch.as_tensor(rates) / sum(rates)
+
+    def sample(self, n, generator):
+        """Draws n tasks: correct actions (n, C)."""
+        return torch.randint(self.actions, (n, self.contexts), generator=generator)
+
+    def episodes(self, correct, generator):
+        """One episode of each task in correct (B, C): the tasks, the contexts (B, T), and numbers in [0, 1) that decide the actions (B, T)."""
+        contexts = torch.multinomial(self.rates, len(correct) * self.trials, replacement=True, generator=generator)
+        return correct, contexts.view(len(correct), self.trials), torch.rand(len(correct), self.trials, generator=generator)
+
+    @torch.no_grad()
+    def play(self, agent, correct, contexts, luck):
+        """Lets an agent play the episodes, shapes as from `episodes`.
+
+        Returns rewards (B, T), and the probability of the correct action in every context before each trial and after the last (B, T + 1, C).
+        """
+        agent.begin(len(correct), self)
+        rewards, probabilities, each = [], [], torch.arange(len(correct))
+        for t in range(self.trials + 1):
+            policy = agent.policy()
+            probabilities.append(policy.gather(-1, correct[..., None])[..., 0])
+            if t < self.trials:
+                context = contexts[:, t]
+                action = draw(policy[each, context], luck[:, t])
+                rewards.append((action == correct[each, context]).float())
+                agent.observe(context, action, rewards[-1])
+        return torch.stack(rewards, 1), torch.stack(probabilities, 1)
+
+    def losses(self, agent, *episodes):
+        """Minus the reward, per episode and trial (B, T), so that a captured fraction of losses is one of returns."""
+        return -self.play(agent, *episodes)[0]
+
+    def inner_loop(self, agent, correct, n, generator):
+        """What an agent learns within n episodes of each task (N, C): strengths (T + 1, N, C), averaged over them, and no other readings."""
+        _, probability = self.play(agent, *self.episodes(correct.repeat_interleave(n, 0), generator))
+        return self.strength(probability).unflatten(0, (-1, n)).mean(1).movedim(1, 0), {}
+
+    def strength(self, probability):
+        """S = (J - 1/A) / (1 - 1/A): 0 at chance, 1 when the correct action is certain."""
+        return (probability - 1 / self.actions) / (1 - 1 / self.actions)
+
+    def bayes_curve(self):
+        r"""P(correct) of the Bayes-optimal policy in each context before trial t = 0 ... T, in expectation over episodes: (T + 1, C).
+
+        At the (n + 1)-th visit of a context it is min(n + 1, A) / A, for each failure rules an action out. Hence
+        E[min(n_t + 1, A)] / A with n_t ~ Binomial(t, rate of the context).          (derived; myopia is optimal here)
+        """
+        t = torch.arange(self.trials + 1.0, dtype=torch.float64)[:, None, None]
+        n, p = torch.arange(self.trials + 1.0, dtype=torch.float64), self.rates.double()[:, None]
+        log_choose = torch.lgamma(t + 1) - torch.lgamma(n + 1) - torch.lgamma((t - n).clamp_min(0) + 1)
+        binomial = torch.where(n <= t, (log_choose + torch.xlogy(n, p) + torch.xlogy((t - n).clamp_min(0), 1 - p)).exp(), 0)
+        return (binomial * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
+
+
+def chance_to_improve(before, after, visited):
+    """Interference, measured: how often J rises in a context not yet solved (J < 1/2), by how many of the other contexts are solved (ours).
+
+    before, after: (..., C) probabilities of the correct action, around a visit (or a gradient step); visited: (..., C), which contexts it
+    was a visit to. Returns the share of rises (C,), nan where there was no visit, and the visits counted (C,), for 0 ... C - 1 others solved.
+    """
+    solved = before >= 0.5
+    others = solved.sum(-1, keepdim=True).expand_as(before)               # the context itself is not solved, where it counts
+    counted, rises = visited & ~solved, after > before
+    visits = torch.stack([(counted & (others == n)).sum() for n in range(before.shape[-1])])
+    return torch.stack([(counted & rises & (others == n)).sum() for n in range(before.shape[-1])]) / visits, visits
+
+
+def draw(policy, luck):
+    """Actions (B,) drawn from policies (B, A) by inverting their distribution functions at luck (B,), uniform on [0, 1)."""
+    return (policy.cumsum(-1)[:, :-1] < luck[:, None] * policy.sum(-1, keepdim=True)).sum(-1)
+
+
+class UniformAgent:
+    """The agent that never learns: every action alike."""
+
+    def begin(self, n, prior):
+        """Starts n episodes of a ContextualBandit."""
+        self.possible = torch.ones(n, prior.contexts, prior.actions)
+
+    def policy(self):
+        """Action probabilities in every context, (B, C, A)."""
+        return self.possible / self.possible.sum(-1, keepdim=True)
+
+    def observe(self, context, action, reward):
+        """Learns nothing."""
+
+
+class BayesAgent(UniformAgent):
+    """The Bayes-optimal policy: uniform over the actions that can still be the correct one, in each context."""
+
+    def observe(self, context, action, reward):
+        """A failure rules its action out; a success rules out all others. context, action, reward: (B,)."""
+        each = torch.arange(len(context))
+        only = torch.zeros_like(self.possible[:, 0]).scatter(1, action[:, None], 1.0)
+        self.possible[each, context] = torch.where(reward[:, None] > 0, only, self.possible[each, context] * (1 - only))

@@ -1,4 +1,5 @@
 """python -m pytest: analytic truth first, then metamorphic relations, statistics, negative controls, and plumbing last."""
+import copy
 import csv
 import json
 import math
@@ -27,11 +28,15 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def regression(dim=5, noise=0.1, trials=20, n=64, seed=0):
+def drawn(prior, n=64, seed=0):
     """A prior, and n tasks of it with an episode each."""
-    prior, generator = tasks.LinearRegression(dim, noise, trials), seeded(seed)
+    generator = seeded(seed)
     W = prior.sample(n, generator)
     return prior, W, *prior.episodes(W, generator)
+
+
+def regression(dim=5, noise=0.1, trials=20, n=64, seed=0):
+    return drawn(tasks.LinearRegression(dim, noise, trials), n, seed)
 
 
 def small_meta(prior, hidden=16, seed=1, layers=2):
@@ -84,15 +89,80 @@ def test_muon_learns_every_mode_at_one_rate_and_so_the_weakest_first():
     assert_close(tasks.staggering_index(half).item(), (1.6 / 0.3) ** 0.5, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("dim, noise, trials", [(5, 0.1, 20), (3, 0.3, 12), (1, 1.0, 4)])
-def test_sequential_posterior_is_the_batch_posterior(dim, noise, trials):
-    prior, _, x, y = regression(dim, noise, trials)
+@pytest.mark.parametrize("prior", [tasks.LinearRegression(), tasks.LinearRegression(3, 0.3, 12), tasks.LinearRegression(1, 1.0, 4),
+                                   tasks.FourierRegression(), tasks.FourierRegression([1, 2, 3], 0.25, 17), tasks.FourierRegression([7, 9])])
+def test_sequential_posterior_is_the_batch_posterior(prior):
+    prior, _, x, y = drawn(prior)
     bayes = tasks.Bayes(prior)
     means, covariances = bayes.posterior(x, y)
-    assert means.shape == (64, trials + 1, dim, dim)
+    assert means.shape == (64, prior.trials + 1, prior.outputs, prior.n_features)
     M, P = bayes.batch_posterior(x, y)
     assert_close(means[:, -1], M, atol=1e-10, rtol=0)
     assert_close(covariances[:, -1], P, atol=1e-10, rtol=0)
+
+
+def test_the_posterior_of_a_band_limited_function_is_that_of_a_gaussian_process():
+    prior, _, x, y = drawn(tasks.FourierRegression([2, 3, 5]), n=3)
+    xq = prior.queries().double()
+
+    def kernel(a, b):                                     # k(x, x') = 1/K sum_k cos 2 pi k (x - x')
+        return (2 * math.pi * (a[..., :, None, 0] - b[..., None, :, 0])[..., None] * prior.frequencies).cos().mean(-1)
+
+    x, y = x.double(), y.double()
+    expected = kernel(xq.expand(3, -1, -1), x) @ torch.linalg.solve(kernel(x, x) + 0.01 * torch.eye(40, dtype=torch.float64), y)
+    assert_close(tasks.Bayes(prior).query(x, y, xq)[:, -1], expected, atol=1e-10, rtol=0)
+
+
+def test_parseval_and_the_strength_of_a_function_in_itself():
+    prior, W, *_ = drawn(tasks.FourierRegression([1, 4, 6]), n=5)
+    f = (prior.features(prior.queries().double()) @ W.double().mT)[..., 0]
+    assert_close(f.square().mean(-1), W.double().square().sum((-2, -1)) / 2)
+    strength, outside = tasks.fourier_strength(f, f, prior.frequencies)
+    assert_close(strength, torch.ones(5, 3, dtype=torch.float64))
+    assert outside.max() < 1e-12
+    _, outside = tasks.fourier_strength(f, f, prior.frequencies[:1])
+    assert_close(outside, W.double().square().sum((-2, -1)) / W.double()[:, 0, [0, 3]].square().sum(-1) - 1)
+
+
+def rates_of_change(logits, correct, dt=1e-6):
+    """dJ/dt of the shared-bias Learner in each context, for J the sum over contexts, by one small step."""
+    C = correct.shape[1]
+    J = learners.policy_gradient(correct, logits, dt * C, [0, 1])
+    return (J[1] - J[0]) / dt, J[0]
+
+
+def test_two_contexts_and_two_actions_interfere_as_derived():
+    logits = torch.randn(50, 2, 2, generator=seeded(), dtype=torch.float64)
+    rate, J = rates_of_change(logits, torch.tensor([[0, 1]]).expand(50, 2))
+    g = J * (1 - J)
+    assert_close(rate, 2 * g * (2 * g - g.flip(1)), atol=1e-5, rtol=0)
+
+
+def test_gradients_of_two_contexts_have_cosine_minus_one_half():
+    logits, correct = torch.randn(50, 2, 2, generator=seeded(), dtype=torch.float64), torch.tensor([[0, 1]]).expand(50, 2)
+    gradients = []
+    for only in torch.eye(2, dtype=torch.float64):                    # the gradient of one context's J, in W and in the shared b
+        in_logits = learners.reward_gradient(logits, correct, only)
+        gradients.append(torch.cat([in_logits.flatten(1), in_logits.sum(1)], 1))
+    assert_close(torch.cosine_similarity(*gradients), torch.full((50,), -0.5, dtype=torch.float64))
+
+
+def test_reward_gradient_is_that_of_autograd():
+    logits, correct = torch.randn(7, 3, 4, generator=seeded(), requires_grad=True), torch.randint(4, (7, 3), generator=seeded())
+    rates = torch.tensor([0.5, 0.3, 0.2])
+    (rates * logits.softmax(-1).gather(-1, correct[..., None])[..., 0]).sum().backward()
+    assert_close(learners.reward_gradient(logits.detach(), correct, rates), logits.grad)
+
+
+@pytest.mark.parametrize("prior", [tasks.ContextualBandit(), tasks.ContextualBandit(3, 4, 25), tasks.ContextualBandit(1, 2, 5), tasks.ContextualBandit(2, 3, 20, [3.0, 1.0])])
+def test_bayes_learning_curve_by_formula_and_by_simulation(prior):
+    generator = seeded()
+    _, J = prior.play(tasks.BayesAgent(), *prior.episodes(prior.sample(4000, generator), generator))
+    curve = prior.bayes_curve()
+    assert J.shape == (4000, prior.trials + 1, prior.contexts) and curve.shape == (prior.trials + 1, prior.contexts)
+    assert_close(curve[0], torch.full((prior.contexts,), 1 / prior.actions, dtype=torch.float64))
+    largest_sd = (curve * (1 - curve)).clamp_min(0).sqrt()                # of anything in [0, 1] with that mean
+    assert ((J.mean(0) - curve).abs() <= 4 * largest_sd / 4000 ** 0.5 + 4 / 4000).all()
 
 
 def test_bayes_without_noise_knows_the_task_after_dim_trials():
@@ -144,6 +214,71 @@ def test_rotating_inputs_rotates_the_weights_and_keeps_the_spectrum_and_the_pred
     assert_close(bayes.predict(x @ R.mT, y), bayes.predict(x, y), atol=1e-4, rtol=1e-4)
 
 
+def test_a_shifted_copy_of_a_target_is_not_the_target():
+    x, k = torch.arange(64.0) / 64, torch.tensor([1, 2, 3])
+
+    def f(x):
+        return (2 * math.pi * k * x[:, None]).sin().sum(-1)
+
+    strength, _ = tasks.fourier_strength(f(x - 0.1), f(x), k)
+    assert_close(strength, (2 * math.pi * k * 0.1).cos(), atol=1e-5, rtol=0)
+
+
+def test_turning_the_circle_turns_what_bayes_believes():
+    prior, _, x, y = drawn(tasks.FourierRegression())
+    bayes, xq = tasks.Bayes(prior), prior.queries()
+    assert_close(bayes.predict((x + 0.3) % 1, y), bayes.predict(x, y), atol=1e-4, rtol=0)
+    assert_close(bayes.query((x + 0.3) % 1, y, (xq + 0.3) % 1), bayes.query(x, y, xq), atol=1e-4, rtol=0)
+
+
+def test_a_relu_network_does_not_know_of_its_ensemble():
+    x, target = torch.arange(20.0) / 20, torch.randn(3, 20, generator=seeded())
+    changed = torch.cat([target[:2], -target[2:]])
+    (steps, f), (_, g) = (learners.relu_network(x, y, 1e-2, 30, 8, 2, 10, seeded(1)) for y in (target, changed))
+    assert steps.tolist() == [0, 10, 20, 30] and f.shape == (4, 3, 20)
+    assert_close(f[:, :2], g[:, :2], atol=0, rtol=0)
+    assert_close(f[0], g[0], atol=0, rtol=0)
+    assert (f[-1, 2] - g[-1, 2]).abs().max() > 0.1
+
+
+def bandit_agent(prior, seed=1):
+    return meta.MetaAgent(meta.MetaLearner(2 * prior.contexts, prior.actions + 1, 16, seeded(seed)))
+
+
+@pytest.mark.parametrize("make", [lambda prior: tasks.BayesAgent(), bandit_agent])
+def test_an_agent_learns_from_its_past_alone(make):
+    prior = tasks.ContextualBandit()
+    correct, contexts, luck = prior.episodes(prior.sample(64, seeded()), seeded())
+    changed = contexts.clone()
+    changed[:, 9:] = changed[:, 9:].flip(1)
+    (_, J), (_, K) = (prior.play(make(prior), correct, c, luck) for c in (contexts, changed))
+    assert_close(J[:, :10], K[:, :10], atol=0, rtol=0)
+    assert (J[:, 10:] - K[:, 10:]).abs().max() > 0
+
+
+def test_permuting_actions_permutes_the_policy():
+    prior, permutation = tasks.ContextualBandit(3, 4), torch.tensor([2, 0, 3, 1])
+    correct, logits = prior.sample(20, seeded()), torch.randn(20, 3, 4, generator=seeded())
+    J, K = (learners.policy_gradient(c, z, 0.5, [0, 10, 50]) for c, z in ((correct, logits), (permutation[correct], logits[..., permutation.argsort()])))
+    assert_close(J, K)
+    agent, other = tasks.BayesAgent(), tasks.BayesAgent()
+    for each, rename in (agent, torch.arange(4)), (other, permutation):
+        each.begin(20, prior)
+        for action, reward in ((0, 0.0), (3, 0.0), (1, 1.0)):
+            each.observe(torch.arange(20) % 3, rename[torch.full((20,), action)], torch.full((20,), reward))
+    assert_close(other.policy()[..., permutation], agent.policy())
+
+
+def test_a_rollout_is_what_the_agent_plays():
+    prior = tasks.ContextualBandit(3, 4, 25)
+    episodes = prior.episodes(prior.sample(32, seeded()), seeded())
+    agent = bandit_agent(prior)
+    with torch.no_grad():
+        inputs, action, reward = agent.roll_out(*episodes, prior)
+    assert inputs.shape == (32, 25, 11) and action.shape == (32, 25)
+    assert_close(reward, prior.play(agent, *episodes)[0])
+
+
 @pytest.mark.parametrize("make", [tasks.Bayes, small_meta])
 def test_predictions_use_the_past_alone_and_all_of_it(make):
     prior, _, x, y = regression(n=4)
@@ -193,26 +328,94 @@ def test_moments_of_the_sampler():
     for samples, expected in ((W[:, 0, 1] ** 2, 0.2), (x[:, 3, 2] ** 2, 1), (x[:, 0, 0] * x[:, 1, 0], 0), (W[:, 2, 2], 0),
                               ((y - x @ W.mT)[:, 5, 1] ** 2, 0.01), (y[:, 4, 0] ** 2, 1.01), (tasks.random_orthogonal(4000, 5, seeded())[:, 0, 0] ** 2, 0.2)):
         assert within_4_standard_errors(samples, expected)
+    prior, W, x, y = drawn(tasks.FourierRegression([2, 3]), n=4000)
+    for samples, expected in ((W[:, 0, 3] ** 2, 0.5), (x[:, 7, 0], 0.5), (y[:, 3, 0] ** 2, 1.01), ((2 * math.pi * x[:, 0, 0]).cos(), 0)):
+        assert within_4_standard_errors(samples, expected)
 
 
 class Ridge(tasks.Bayes):
     """Bayes with a wrong idea of the noise: the best of the naive baselines."""
 
     def __init__(self, prior):
-        super().__init__(tasks.LinearRegression(prior.dim, 0.5, prior.trials))
+        super().__init__(prior)
+        self.prior = copy.copy(prior)
+        self.prior.noise = 0.5
 
 
 @pytest.mark.parametrize("make", [tasks.Prior, Ridge, small_meta])
-def test_nothing_beats_bayes(make):
-    prior, _, x, y = regression(n=2000)
-    excess = (meta.losses(make(prior), x, y) - meta.losses(tasks.Bayes(prior), x, y)).mean(1)
+@pytest.mark.parametrize("prior", [tasks.LinearRegression(), tasks.FourierRegression()])
+def test_nothing_beats_bayes(prior, make):
+    prior, _, x, y = drawn(prior, n=2000)
+    excess = (prior.losses(make(prior), x, y) - prior.losses(tasks.Bayes(prior), x, y)).mean(1)
     assert excess.mean() > 4 * excess.std() / 2000 ** 0.5
+
+
+def test_a_relu_network_learns_low_frequencies_first():
+    x, k = torch.arange(100.0) / 100, torch.tensor([1, 2, 4])
+    target = (2 * math.pi * (k * x[:, None] + torch.rand(4, 1, 3, generator=seeded()))).sin().sum(-1)
+    steps, f = learners.relu_network(x, target, 3e-3, 600, 64, 3, 10, seeded(1))
+    half = tasks.geometric_mean(tasks.half_time(tasks.fourier_strength(f, target, k)[0].movedim(0, -1), steps.double()).T)
+    assert (half.diff() > 0).all() and half[-1] > 2 * half[0]
+
+
+def test_the_sampled_policy_gradient_is_unbiased():
+    logits, correct = torch.randn(1, 3, 4, generator=seeded()), torch.tensor([[0, 2, 1]])
+    rates = torch.tensor([0.5, 0.3, 0.2])
+    samples = learners.sampled_gradient(logits.expand(20000, -1, -1), correct.expand(20000, -1), rates, 2, seeded(1))
+    exact = learners.reward_gradient(logits, correct, rates)[0]
+    assert ((samples.mean(0) - exact).abs() < 4 * samples.std(0) / 20000 ** 0.5).all()
+
+
+def test_no_agent_beats_bayes():
+    prior = tasks.ContextualBandit(3, 4, 25)
+    episodes = prior.episodes(prior.sample(4000, seeded()), seeded())
+    best = prior.losses(tasks.BayesAgent(), *episodes)
+    for agent in (tasks.UniformAgent(), bandit_agent(prior)):
+        excess = (prior.losses(agent, *episodes) - best).mean(1)
+        assert excess.mean() > 4 * excess.std() / 4000 ** 0.5
+
+
+def test_a_shared_bias_staggers_and_own_biases_do_not():
+    prior, generator = tasks.ContextualBandit(), seeded()
+    correct, logits, steps = prior.sample(200, generator), 0.1 * torch.randn(200, 5, 5, generator=generator), range(0, 2000, 5)
+    shared, own = (tasks.describe(prior.strength(learners.policy_gradient(correct, logits, 0.2, steps, each)), torch.tensor(steps), generator) for each in (True, False))
+    assert shared["staggering"] > 2 and shared["staggering"] > 2 * own["staggering"]
+
+
+def test_a_short_outer_loop_by_policy_gradient_captures_half(tmp_path):
+    prior, generator = tasks.ContextualBandit(2, 3, 12), seeded(1)
+    model = meta.MetaLearner(4, 4, 32, seeded(2))
+
+    def loss(model, generator, share):
+        return meta.policy_gradient_loss(meta.MetaAgent(model), prior, 64, 0.05 * (1 - share), generator)
+
+    meta.outer_loop(model, loss, 250, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, tmp_path / "checkpoint.pt", {})
+    episodes = prior.episodes(prior.sample(2000, generator), generator)
+    assert 0.5 < tasks.captured_fraction(*(prior.losses(a, *episodes).mean(1) for a in (tasks.UniformAgent(), meta.MetaAgent(model), tasks.BayesAgent()))) < 1.02
+
+
+def test_bayes_meets_no_interference_and_a_shared_bias_does():
+    prior = tasks.ContextualBandit()
+    episodes = prior.episodes(prior.sample(500, seeded()), seeded())
+    _, J = prior.play(tasks.BayesAgent(), *episodes)
+    chance, visits = tasks.chance_to_improve(J[:, :-1], J[:, 1:], torch.nn.functional.one_hot(episodes[1], 5).bool())
+    assert_close(chance, torch.ones(5)) and (visits > 0).all()
+    J = learners.policy_gradient(prior.sample(50, seeded()), torch.randn(50, 5, 5, generator=seeded()), 0.5, range(300))
+    chance, _ = tasks.chance_to_improve(J[:-1], J[1:], torch.ones_like(J[1:]).bool())
+    assert chance.min() < 0.9
+
+
+def test_bayes_suppresses_what_its_prior_excludes():
+    low, high = tasks.FourierRegression([1, 2, 3]), tasks.FourierRegression([5, 6])
+    W = high.evaluation_tasks(2, torch.ones(2), seeded())
+    strength, _ = high.inner_loop(tasks.Bayes(low), W, 10, seeded())
+    assert_close(strength, torch.zeros(41, 2, 2), atol=1e-5, rtol=0)
 
 
 def test_bayes_learns_all_modes_together():
     prior, generator = tasks.LinearRegression(), seeded()
     W = prior.evaluation_tasks(2, S.float(), generator)
-    strength, others = meta.inner_loop(tasks.Bayes(prior), prior, W, meta.episodes_of(prior, W, 1000, generator), prior.queries(generator))
+    strength, others = prior.inner_loop(tasks.Bayes(prior), W, 1000, generator)
     assert strength.shape == (21, 2, 5)
     assert tasks.describe(strength, torch.arange(21.0), generator)["staggering"] < 1.1
     assert others["r_squared"].min() > 0.999
@@ -226,14 +429,15 @@ def short_outer_loop(folder, steps=300, blind=False):
     def see(y):
         return torch.zeros_like(y) if blind else y
 
-    def loss(model, generator):
+    def loss(model, generator, share):
         x, y = prior.episodes(prior.sample(64, generator), generator)
-        return (model.predict(x, see(y)) - y).square().mean()
+        value = (model.predict(x, see(y)) - y).square().mean()
+        return value, value
 
     meta.outer_loop(model, loss, steps, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, folder / "checkpoint.pt", {})
     x, y = prior.episodes(prior.sample(1000, generator), generator)
     with torch.no_grad():
-        losses = [meta.losses(p, x, see(y) if p is model else y) for p in (tasks.Prior(prior), model, tasks.Bayes(prior))]
+        losses = [prior.losses(p, x, see(y) if p is model else y) for p in (tasks.Prior(prior), model, tasks.Bayes(prior))]
         losses[1] = (model.predict(x, see(y)) - y).square().mean(-1)
         return tasks.captured_fraction(*(each.mean(1) for each in losses)).item()
 
@@ -273,6 +477,8 @@ def test_staggered_strengths_have_a_large_index():
 # ---------------------------------------------------------------- plumbing
 
 TINY = "--hidden 8 --outer-steps 40 --batch 8 --eval-tasks 2 --eval-episodes 16 --fresh-tasks 64 --learner-steps 60 --device cpu".split()
+TINY_BANDIT = [*TINY, *"--trials 12 --learner-seeds 6 --scaling 2 3".split()]
+TINY_NONLINREG = [*TINY, *"--trials 10 --learner-hidden 8 --learner-layers 2 --grid 32 --learner-grid 32".split()]
 
 
 def run(*arguments):
@@ -293,23 +499,27 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_a_quick_run_from_the_command_line(tmp_path):
-    done = subprocess.run([sys.executable, HERE / "metadyn.py", "linreg", "--quick", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize("family", metadyn.FAMILIES)
+def test_a_quick_run_from_the_command_line(family, tmp_path):
+    done = subprocess.run([sys.executable, HERE / "metadyn.py", family, "--quick", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "staggering index" in done.stdout and "κ" in done.stdout
-    folder = tmp_path / "runs" / "linreg"
+    folder = tmp_path / "runs" / family
     for name, header in metadyn.COLUMNS.items():
+        if not (folder / f"{name}.csv").exists():
+            assert name in dict(linreg=["fits", "runs", "interference", "scaling"], nonlinreg=["runs", "interference", "scaling"], bandit=["fits", "probe"])[family]
+            continue
         with open(folder / f"{name}.csv") as file:
             lines = list(csv.DictReader(file))
         assert lines and list(lines[0]) == header.split(",")
         for line in lines:
             for column, cell in line.items():
-                assert column in ("system", "condition") or cell == "not reached" or math.isfinite(float(cell)), (name, line)
+                assert column in ("system", "condition", "reading", "deviation") or cell == "not reached" or math.isfinite(float(cell)), (name, line)
     for figure in ("dynamics", "outer_loop", "ood"):
         assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG") and (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     summary = json.loads((folder / "summary.json").read_text())
     assert {"learner", "meta", "bayes", "captured", "captured_ci", "seconds"} <= set(summary)
-    assert set(summary["learner"]) == {"half_times", "staggering", "staggering_ci"}
+    assert {"half_times", "staggering", "staggering_ci"} <= set(summary["learner"])
 
 
 def test_a_second_run_redraws_from_the_files_alone(tiny):
@@ -334,18 +544,20 @@ def test_no_run_touches_the_global_generator(tmp_path):
     assert_close(torch.get_rng_state(), state)
 
 
-def test_killed_and_started_again_it_ends_the_same(tiny, tmp_path):
-    command = [sys.executable, HERE / "metadyn.py", "linreg", *TINY, "--out", tmp_path / "killed"]
+@pytest.mark.parametrize("family, options, wait_for", [("linreg", TINY, "checkpoint.pt"), ("nonlinreg", TINY_NONLINREG, "checkpoint_bandpass.pt"), ("bandit", TINY_BANDIT, "checkpoint.pt")])
+def test_killed_and_started_again_it_ends_the_same(family, options, wait_for, tmp_path):
+    command = [sys.executable, HERE / "metadyn.py", family, *options, "--out", tmp_path / "killed"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+    while not (tmp_path / "killed" / wait_for).exists():
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
-    assert torch.load(tmp_path / "killed" / "checkpoint.pt")["step"] <= 40
-    assert run("linreg", *TINY, "--out", tmp_path / "killed") == 0
-    assert tables(tmp_path / "killed") == tables(tiny)
+    assert torch.load(tmp_path / "killed" / wait_for)["step"] <= 40
+    for folder in ("killed", "whole"):
+        assert run(family, *options, "--out", tmp_path / folder) == 0
+    assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
@@ -358,9 +570,10 @@ def test_n_and_n_outer_steps_are_2n_outer_steps(tmp_path, optimizer):
     def train(path, kill_at=None):
         model = meta.MetaLearner(2, 2, 8, seeded(1))
 
-        def loss(model, generator):
+        def loss(model, generator, share):
             x, y = prior.episodes(prior.sample(8, generator), generator)
-            return (model.predict(x, y) - y).square().mean()
+            value = (model.predict(x, y) - y).square().mean()
+            return value, value
 
         def report(step, value):
             if step == kill_at:
@@ -385,6 +598,22 @@ def test_another_dimension(tmp_path):
     assert len(summary["meta"]["half_times"]) == 3
 
 
+@pytest.mark.parametrize("options", ["--contexts 3 --actions 4 --trials 25", "--contexts 1", "--scaling-meta 1 --outer-steps 3", "--context-rates 1 0 2 0 0.5"])
+def test_other_bandits(options, tmp_path):
+    assert run("bandit", *TINY_BANDIT, "--out", tmp_path, *options.split()) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    contexts = int(options.split()[1]) if "--contexts" in options else 5
+    assert all(len(summary[system]["half_times"]) == contexts for system in ("learner", "decoupled", "meta", "bayes"))
+
+
+def test_other_frequencies(tmp_path):
+    assert run("nonlinreg", *TINY_NONLINREG, "--out", tmp_path, *"--frequencies 3 --noise 0.25 --trials 17".split()) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert all(len(summary[system]["half_times"]) == 3 for system in ("learner", "learner_rising", "meta", "bayes"))
+    with open(tmp_path / "performance.csv") as file:
+        assert [line["trial"] for line in csv.DictReader(file) if line["system"] == "meta"] == [str(t) for t in range(17)]
+
+
 @pytest.mark.parametrize("module", ["tasks", "learners", "plots"])
 def test_a_leaf_module_imports_alone(module, tmp_path):
     shutil.copy(HERE / f"{module}.py", tmp_path)
@@ -403,6 +632,17 @@ def test_a_leaf_module_imports_alone(module, tmp_path):
     ("linreg --singular-values 1 2", "--singular-values: 2 given, allowed: as many as --dim, 5"),
     ("linreg --dim 3", "--singular-values: 5 given, allowed: as many as --dim, 3"),
     ("linreg --outer-optimizer sgd", "--outer-optimizer: sgd given, allowed: muon, adam"),
+    ("nonlinreg --frequencies 0", "--frequencies: 0 given, allowed: a finite number, at least 1"),
+    ("nonlinreg --band 6 3", "--band: 6 3 given, allowed: the lowest frequency, then the highest"),
+    ("nonlinreg --band 6", "--band: 6 given"),
+    ("nonlinreg --band 0 3", "--band: 0 given"),
+    ("nonlinreg --band", "--band"),
+    ("nonlinreg --frequencies 20", "--grid: 32 given, allowed for frequencies up to 40: at least 81"),
+    ("nonlinreg --learner-grid 10", "--learner-grid: 10 given, allowed for frequencies up to 5: at least 11"),
+    ("bandit --actions 1", "--actions: 1 given, allowed: a finite number, at least 2"),
+    ("bandit --contexts 0", "--contexts: 0 given"),
+    ("bandit --context-rates 1 1 1 1 -1", "--context-rates: -1.0 given, allowed: a finite number, at least 0"),
+    ("bandit --context-rates 0 0 0 0 0", "--context-rates: 0 0 0 0 0 given, allowed: as many as --contexts, 5, not all zero"),
     ("linreg --quick --full", "--full"),
     ("linreg --colour red", "--colour"),
     ("linreg --out /dev/null/run", "--out: /dev/null/run given"),
@@ -479,8 +719,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     model = meta.MetaLearner(1, 1, 4, seeded())
     steps = iter(range(100))
 
-    def loss(model, generator):
-        return model.head.weight.sum() * (math.nan if next(steps) == 7 else 1)
+    def loss(model, generator, share):
+        value = model.head.weight.sum() * (math.nan if next(steps) == 7 else 1)
+        return value, value
 
     with pytest.raises(FloatingPointError, match="outer step 7"):
         meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), lambda model: {}, tmp_path / "checkpoint.pt", {})
