@@ -220,7 +220,10 @@ def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config
 
 
 class Progress:
-    """One line while the outer loop works: in place on a terminal, ten plain lines in a log. The loss shown is a running mean."""
+    """One line while the outer loop works: in place on a terminal, ten plain lines in a log. The loss shown is a running mean.
+
+    loss_prior, loss_bayes: those of the predictor that never learns and of Bayes; negative where they are rewards.
+    """
 
     def __init__(self, steps, loss_prior, loss_bayes):
         self.steps, self.prior, self.bayes, self.loss, self.shown = steps, loss_prior, loss_bayes, None, 0.0
@@ -233,7 +236,7 @@ class Progress:
         last = step + 1 == self.steps
         if last or (now - self.shown > 0.2 if terminal else (step + 1) % max(1, self.steps // 10) == 0):
             self.shown, ms = now, 1e3 * (now - self.start) / (step + 1 - self.first)
-            line = (f"step {step + 1}/{self.steps}  loss {self.loss:.3f}, Bayes {self.bayes:.3f}  "
+            line = (f"step {step + 1}/{self.steps}  {'loss' if self.bayes > 0 else 'reward'} {abs(self.loss):.3f}, Bayes {abs(self.bayes):.3f}  "
                     f"κ {(self.prior - self.loss) / (self.prior - self.bayes):.2f}  {ms:.0f} ms  {(self.steps - step - 1) * ms / 1e3:.0f} s left")
             if terminal:
                 width = shutil.get_terminal_size().columns - 1

@@ -63,7 +63,7 @@ class Config:
     muon_lr: float = option(0.03, "peak learning rate of Muon, on the LSTM's matrices", above=0)
     adam_lr: float = option(0.01, "peak learning rate of Adam, on all other weights (on all, with --outer-optimizer adam)", above=0)
     eval_tasks: int = option(16, "evaluation tasks, the same for every system", low=2)
-    eval_episodes: int = option(512, "episodes of each evaluation task, for the inner loops' curves", low=1)
+    eval_episodes: int = option(1024, "episodes of each evaluation task, for the inner loops' curves", low=1)
     fresh_tasks: int = option(4096, "tasks drawn from the prior to measure the captured fraction", low=2)
 
     def check(self):
@@ -86,7 +86,7 @@ class Config:
     # what the frame asks of a family besides its priors, targets, learner_curves, conditions, mode_names and draw; here for regression
 
     def references(self, prior):
-        """The predictors that need no training."""
+        """The predictors that need no training: the one that never learns, and Bayes."""
         return dict(prior=tasks.Prior(prior), bayes=tasks.Bayes(prior))
 
     def build(self, prior, generator):
@@ -104,8 +104,8 @@ class Config:
         loss = (guess - y.to(guess.device)).square().mean()
         return loss, loss
 
-    def theory(self, prior, trials):
-        """Closed forms of inner loops, as (trials, strengths (T + 1, N, K)) by system."""
+    def more_curves(self, predictors, prior, targets, trials):
+        """Further curves, of controls and closed forms, as (trials, strengths (T + 1, N, K)) by system."""
         return {}
 
     def more_rows(self, predictors, prior, targets, curves, generator, folder):
@@ -163,9 +163,9 @@ class Linreg(Config):
         """What the figures call the modes."""
         return [f"s = {s:g}" for s in self.singular_values]
 
-    def draw(self, folder, summary):
+    def draw(self, tables, indices, folder):
         """Writes the figures."""
-        draw_linreg(self, folder, summary)
+        plots.draw_linreg(tables, indices, self.mode_names(), folder)
 
     QUICK = dict(hidden=48, outer_steps=400, batch=64, eval_tasks=8, eval_episodes=128, fresh_tasks=1024)
     FULL = dict(hidden=256, outer_steps=30000, eval_tasks=64, eval_episodes=1024, fresh_tasks=16384)
@@ -182,7 +182,6 @@ class Nonlinreg(Config):
     encoder: int = option(1, "ReLU layers before the LSTM", low=0)
     outer_steps: int = option(3000, "updates of the Meta-Learner's weights", low=1)
     bandpass_steps: int = option(1500, "the same for the second Meta-Learner, of the band-pass prior", low=1)
-    eval_episodes: int = option(1024, "episodes of each evaluation task, for the inner loops' curves", low=1)
     learner_lr: float = option(1e-3, "the Learner's learning rate (Adam)", above=0)
     learner_steps: int = option(1000, "the Learner's gradient steps", low=1)
     learner_hidden: int = option(128, "units in each of the Learner's layers", low=1)
@@ -271,9 +270,9 @@ class Nonlinreg(Config):
         low, high = self.passband()
         return [f"k = {k}" for k in range(low, high + 1)]
 
-    def draw(self, folder, summary):
+    def draw(self, tables, indices, folder):
         """Writes the figures."""
-        draw_nonlinreg(self, folder, summary)
+        plots.draw_nonlinreg(tables, indices, self.mode_names(), self.bands(), folder)
 
     QUICK = dict(hidden=48, outer_steps=300, bandpass_steps=100, batch=64, eval_episodes=64, eval_tasks=4, fresh_tasks=512, learner_hidden=64, learner_layers=3, learner_steps=500)
     FULL = dict(hidden=256, outer_steps=30000, bandpass_steps=30000, eval_episodes=4096, fresh_tasks=16384, eval_tasks=20, learner_lr=3e-4, learner_steps=60000,
@@ -291,7 +290,7 @@ class Bandit(Config):
     outer_steps: int = option(1500, "updates of the Meta-Learner's weights", low=1)
     entropy: float = option(0.05, "weight of the entropy bonus at the start of the outer loop, falling to zero", low=0)
     learner_lr: float = option(0.5, "the Learner's step size", above=0)
-    learner_steps: int = option(2000, "the Learner's gradient steps; 20 times as many from the spread-out start", low=1)
+    learner_steps: int = option(2000, "the Learner's gradient steps; 40 times as many from the spread-out start", low=1)
     learner_seeds: int = option(200, "Learners, each with a task and a start of its own", low=2)
     learner_sd: float = option(0.1, "standard deviation of the Learner's first logits (near-uniform policies)", low=0)
     learner_spread: float = option(1.0, "the same for the spread-out start", low=0)
@@ -306,6 +305,10 @@ class Bandit(Config):
         if self.context_rates and (len(self.context_rates) != self.contexts or not any(self.context_rates)):
             raise Mistake(f"--context-rates: {' '.join(f'{r:g}' for r in self.context_rates)} given, allowed: as many as --contexts, {self.contexts}, not all zero")
 
+    def rates(self):
+        """How often each context comes, out of distribution."""
+        return self.context_rates or [2.0 ** -c for c in range(self.contexts)]
+
     def priors(self):
         """The task distribution."""
         return {"": tasks.ContextualBandit(self.contexts, self.actions, self.trials)}
@@ -315,7 +318,7 @@ class Bandit(Config):
         return prior.sample(self.eval_tasks, generator)
 
     def references(self, prior):
-        """The agents that need no training."""
+        """The agents that need no training: the one that never learns, and Bayes."""
         return dict(prior=tasks.UniformAgent(), bayes=tasks.BayesAgent())
 
     def build(self, prior, generator):
@@ -337,7 +340,7 @@ class Bandit(Config):
         generator, (shared, spread) = stream(self.seed, "learners"), self.STARTS[system]
         correct = torch.randint(self.actions, (self.learner_seeds, contexts), generator=generator)
         logits = (self.learner_spread if spread else self.learner_sd) * torch.randn(*correct.shape, self.actions, generator=generator)
-        last = self.learner_steps * (20 if spread else 1)                      # a spread-out start takes that much longer
+        last = self.learner_steps * (40 if spread else 1)                      # a spread-out start takes that much longer
         steps = sorted({0, *(round(last ** (i / 400)) for i in range(401))})
         return torch.tensor(steps), learners.policy_gradient(correct, logits, self.learner_lr, steps, shared, None, trials, generator)
 
@@ -352,31 +355,33 @@ class Bandit(Config):
 
     def conditions(self, correct, priors, generator):
         """Yields (condition, prior, targets) for the out-of-distribution test: contexts that come at unequal rates."""
-        rates = self.context_rates or [2.0 ** -c for c in range(self.contexts)]
         yield "equal rates", priors[""], correct
-        yield "unequal rates", tasks.ContextualBandit(self.contexts, self.actions, self.trials, rates), correct
+        yield "unequal rates", tasks.ContextualBandit(self.contexts, self.actions, self.trials, self.rates()), correct
 
-    def theory(self, prior, trials):
-        """The Bayes-optimal learning curve in closed form."""
-        return dict(bayes_theory=(trials, prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1)))
+    def more_curves(self, agents, prior, correct, trials):
+        """The Bayes-optimal learning curve in closed form; and, with the actions' names kept, the Meta-Learner and a Bayes that tries them in order."""
+        curves = dict(bayes_theory=prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1))
+        for system, agent in ("meta_fixed", agents["meta"]), ("bayes_fixed", tasks.OrderedBayesAgent()):
+            curves[system], _ = prior.inner_loop(agent, correct, max(1, self.eval_episodes // 4), stream(self.seed, "probe"), relabel=False)
+        return {system: (trials, strength) for system, strength in curves.items()}
 
     def more_rows(self, agents, prior, correct, curves, generator, folder):
         """runs.csv: some Learners one by one. interference.csv. scaling.csv: time to a mean J of 0.9 against the number of contexts."""
-        rows, chances = dict(runs=[], scaling=[]), {}
+        rows = dict(runs=[], interference=[], scaling=[])
         for system in self.STARTS:
             t, strength = curves[system]
             J = strength * (1 - 1 / self.actions) + 1 / self.actions
             strength = tasks.in_order_learned(strength[:, :6], t)
             rows["runs"] += [(system, run, k + 1, t[r].item(), strength[r, run, k].item())
                              for run in range(strength.shape[1]) for k in range(self.contexts) for r in range(len(t))]
-            chances[system] = tasks.chance_to_improve(J[:-1], J[1:], torch.ones_like(J[1:], dtype=torch.bool))
+            rows["interference"] += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:-1], J[1:], J[1:] >= 0))]
         episodes = prior.episodes(prior.sample(2048, generator), generator)
-        visited = torch.nn.functional.one_hot(episodes[1], self.contexts).bool()
+        visited = torch.nn.functional.one_hot(episodes[1], self.contexts)
+        first = (visited > 0) & (visited.cumsum(1) == 1)                       # only first visits are alike in what they can teach
         for system in ("meta", "bayes"):
             J = prior.play(agents[system], *episodes)[1]
-            chances[system] = tasks.chance_to_improve(J[:, :-1], J[:, 1:], visited)
-        rows["interference"] = [(system, n, chance.item(), visits.item()) for system, each in chances.items()
-                                for n, (chance, visits) in enumerate(zip(*each)) if visits]
+            rows["interference"] += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:, :-1], J[:, 1:], first))]
+        rows["interference"] = [row for row in rows["interference"] if row[-1]]
         for contexts in self.scaling:
             for system in ("learner", "decoupled"):
                 t, J = self.learn(system, contexts)
@@ -387,7 +392,7 @@ class Bandit(Config):
             curves = dict(bayes=longer.bayes_curve().mean(-1))
             if self.scaling_meta:
                 with torch.enable_grad():
-                    model, _ = train(self, longer, folder / f"checkpoint_contexts{contexts}.pt", meta.Progress(self.outer_steps, -1 / self.actions, -1.0))
+                    model, _ = train(self, longer, folder / f"checkpoint_contexts{contexts}.pt")
                 curves["meta"] = longer.play(meta.MetaAgent(model), *longer.episodes(longer.sample(2048, generator), generator))[1].mean((0, 2))
             for system, curve in curves.items():
                 moment = tasks.half_time(curve - 0.4, torch.arange(longer.trials + 1.0)).item()
@@ -398,9 +403,9 @@ class Bandit(Config):
         """What the figures call the modes: contexts in the order in which they were learned."""
         return ["first"] + [str(k) for k in range(2, self.contexts)] + ["last"] * (self.contexts > 1)
 
-    def draw(self, folder, summary):
+    def draw(self, tables, indices, folder):
         """Writes the figures."""
-        draw_bandit(self, folder, summary)
+        plots.draw_bandit(tables, indices, self.mode_names(), self.rates(), folder)
 
     QUICK = dict(hidden=48, outer_steps=100, batch=32, eval_tasks=4, eval_episodes=64, fresh_tasks=512, learner_seeds=50, scaling=[2, 5])
     FULL = dict(hidden=256, outer_steps=10000, eval_tasks=64, eval_episodes=1024, fresh_tasks=16384, learner_seeds=1000, scaling_meta=1)
@@ -431,12 +436,14 @@ class Clock:
         self.seconds[phase], self.last = round(now - self.last, 2), now
 
 
-def train(config, prior, checkpoint, report, snapshot=lambda model: {}):
+def train(config, prior, checkpoint, snapshot=lambda model: {}):
     """Trains a Meta-Learner for this prior, or goes on from its checkpoint. Returns it and its snapshots."""
     model = config.build(prior, stream(config.seed, "initialisation")).to(config.device)
-    optimizers = meta.make_optimizers(model, config.outer_optimizer, config.muon_lr, config.adam_lr)
+    optimizers, generator = meta.make_optimizers(model, config.outer_optimizer, config.muon_lr, config.adam_lr), stream(config.seed, "probe")
+    some = prior.episodes(prior.sample(1024, generator), generator)
+    bounds = [prior.losses(predictor, *some).mean().item() for predictor in config.references(prior).values()]
     return model, meta.outer_loop(model, partial(config.outer_loss, prior), config.outer_steps, optimizers, stream(config.seed, "tasks"),
-                                  snapshot, checkpoint, asdict(config), report=report)
+                                  snapshot, checkpoint, asdict(config), report=meta.Progress(config.outer_steps, *bounds))
 
 
 def experiment(config, folder):
@@ -457,19 +464,18 @@ def experiment(config, folder):
     def snapshot(model):
         strength = inner_loop(config.predictor(model), few)[0].mean(1)
         return dict(strength=strength[-1].tolist(), half_time=tasks.half_time(strength.T, trials).tolist(),
-                    value=prior.losses(config.predictor(model), *fresh).mean().item())
+                    value=prior.sign * prior.losses(config.predictor(model), *fresh).mean().item())
 
-    report = partial(meta.Progress, loss_prior=losses["prior"].mean().item(), loss_bayes=losses["bayes"].mean().item())
-    model, snapshots = train(config, prior, folder / "checkpoint.pt", report(config.outer_steps), snapshot)
+    model, snapshots = train(config, prior, folder / "checkpoint.pt", snapshot)
     predictors["meta"] = config.predictor(model)
     for suffix in list(priors)[1:]:
-        model, _ = train(config.second(), priors[suffix], folder / f"checkpoint{suffix}.pt", report(config.second().outer_steps))
+        model, _ = train(config.second(), priors[suffix], folder / f"checkpoint{suffix}.pt")
         predictors["meta" + suffix] = config.predictor(model)
     clock.lap("outer_loop")
 
     with torch.no_grad():
         losses["meta"] = prior.losses(predictors["meta"], *fresh)
-        rows = dict(probe=[], ood=[], outer_loop=outer_loop_rows(snapshots), performance=performance_rows(losses))
+        rows = dict(probe=[], ood=[], outer_loop=outer_loop_rows(snapshots), performance=performance_rows({system: prior.sign * each for system, each in losses.items()}))
         for system in ("meta", "bayes"):
             strength, others = inner_loop(predictors[system], config.eval_episodes)
             curves[system] = trials, strength
@@ -477,10 +483,10 @@ def experiment(config, folder):
         for condition, source, shifted in config.conditions(targets, priors, evaluation):
             data = source.episodes(shifted.repeat_interleave(few, 0), evaluation)
             for system, predictor in predictors.items():
-                strength, value = inner_loop(predictor, few, source, shifted)[0][-1].mean(0), source.losses(predictor, *data).mean().item()
+                strength, value = inner_loop(predictor, few, source, shifted)[0][-1].mean(0), source.sign * source.losses(predictor, *data).mean().item()
                 rows["ood"] += [(system, condition, k, s, value) for k, s in enumerate(strength.tolist(), 1)]
+        curves |= config.more_curves(predictors, prior, targets, trials)
         rows |= config.more_rows(predictors, prior, targets, curves, stream(config.seed, "probe"), folder)
-    curves |= config.theory(prior, trials)
     if config.alike:
         curves = {system: (t, tasks.in_order_learned(strength, t)) for system, (t, strength) in curves.items()}
     rows["dynamics"] = dynamics_rows(curves)
@@ -502,9 +508,9 @@ def dynamics_rows(curves):
     return rows
 
 
-def performance_rows(losses):
-    """Rows of performance.csv from losses (B, T) by system."""
-    return [(system, t, mean, stderr) for system, each in losses.items()
+def performance_rows(values):
+    """Rows of performance.csv from errors or rewards (B, T) by system."""
+    return [(system, t, mean, stderr) for system, each in values.items()
             for t, (mean, stderr) in enumerate(zip(each.mean(0).tolist(), (each.std(0) / len(each) ** 0.5).tolist()))]
 
 
@@ -518,7 +524,7 @@ def outer_loop_rows(snapshots):
 
 COLUMNS = dict(dynamics="system,mode,time,strength,stderr", performance="system,trial,value,stderr", probe="system,time,reading,value",
                outer_loop="outer_step,mode,strength,half_time,value", fits="system,time,x,value,deviation", ood="system,condition,mode,strength,value",
-               runs="system,run,mode,time,strength", interference="system,solved,chance,visits", scaling="system,contexts,time,low,high")
+               runs="system,run,mode,time,strength", interference="system,solved,chance,gain,visits", scaling="system,contexts,time,low,high")
 
 
 def finite(value):
@@ -552,13 +558,6 @@ def read_table(folder, name):
     return columns
 
 
-def by_mode(table, column, **where):
-    """One column of a table as an array (R, K), of the rows that match: time, outer step or condition down, modes across."""
-    keep = np.all([table[name] == value for name, value in where.items()], axis=0) if where else slice(None)
-    modes, values = table["mode"][keep], table[column][keep]
-    return np.stack([values[modes == k] for k in np.unique(modes)], 1)
-
-
 @contextmanager
 def held(folder):
     """Makes the folder and keeps other runs out of it. Raises Mistake where it cannot be written or another run is at work there."""
@@ -579,8 +578,8 @@ def held(folder):
 def agree(folder, settings, fresh):
     """Writes config.json, or compares the one that is there with this run's settings. Raises Mistake where they differ."""
     if fresh:
-        for name in ("config.json", "summary.json", "checkpoint.pt"):
-            (folder / name).unlink(missing_ok=True)
+        for file in (folder / "config.json", folder / "summary.json", *folder.glob("checkpoint*.pt")):
+            file.unlink(missing_ok=True)
     path, way_out = folder / "config.json", "allowed: another folder, or --fresh to replace that run"
     if not path.exists():
         versions = {module.__name__: module.__version__ for module in (torch, np, matplotlib)} | dict(python=sys.version.split()[0])
@@ -603,98 +602,11 @@ def note(summary, system):
     return str(index) if isinstance(index, str) else f"{index:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def panel(folder, summary, system, title, theory=None):
-    """One system's curves, as plots.dynamics takes them."""
-    table = read_table(folder, "dynamics")
-    time = table["time"][(table["system"] == system) & (table["mode"] == 1)]
-    return dict(title=title, xlabel="trials" if system in ("meta", "bayes") else "gradient steps", time=time, strength=by_mode(table, "strength", system=system),
-                stderr=by_mode(table, "stderr", system=system), theory=theory and by_mode(table, "strength", system=theory),
-                note="staggering " + note(summary, system).split(" [")[0])
-
-
-def draw_outer_loop(config, folder):
-    """outer_loop, from outer_loop.csv and performance.csv."""
-    performance, table = read_table(folder, "performance"), read_table(folder, "outer_loop")
-    prior, bayes = (performance["value"][performance["system"] == system].mean() for system in ("prior", "bayes"))
-    first = table["mode"] == 1
-    plots.outer_loop(table["outer_step"][first], by_mode(table, "strength"), by_mode(table, "half_time"), (prior - table["value"][first]) / (prior - bayes),
-                     config.mode_names(), folder / "outer_loop")
-
-
-def draw_linreg(config, folder, summary):
-    """dynamics, controls, outer_loop and ood."""
-    labels, table, draw_panel = config.mode_names(), read_table(folder, "dynamics"), partial(panel, folder, summary)
-    systems = [draw_panel("learner", "Learner (gradient descent)", "learner_theory"), draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
-    plots.dynamics(systems, labels, folder / "dynamics")
-    plots.dynamics([draw_panel("learner", "aligned start", "learner_theory"), draw_panel("shallow", "one layer only", "shallow_theory")]
-                   + [draw_panel(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop")]
-                   + [draw_panel("muon", "random start, muon", "muon_theory")], labels, folder / "controls")
-    draw_outer_loop(config, folder)
-    table = read_table(folder, "ood")
-    value = {system: table["value"][(table["system"] == system) & (table["mode"] == 1)] for system in ("prior", "meta", "bayes")}
-    plots.ood_scales(np.array(config.scales), *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")),
-                     (value["prior"] - value["meta"]) / (value["prior"] - value["bayes"]), labels, folder / "ood")
-
-
-def draw_nonlinreg(config, folder, summary):
-    """dynamics, heat_maps, fits, outer_loop and ood."""
-    labels, draw_panel = config.mode_names(), partial(panel, folder, summary)
-    systems = [draw_panel("learner", "Learner (ReLU network)"), draw_panel("learner_rising", "Learner, rising amplitude"),
-               draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
-    plots.dynamics(systems, labels, folder / "dynamics", columns=4)
-    plots.heat_maps(systems, labels, folder / "heat_maps")
-    draw_outer_loop(config, folder)
-
-    table = read_table(folder, "fits")
-    def curve(system, column="value", time=None):
-        return table[column][(table["system"] == system) & ((table["time"] == time) if time is not None else True)].astype(float)
-    data = np.stack([curve("data", "x"), curve("data")], 1)
-    rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in np.unique(curve("learner", "time"))])]
-    trials = np.unique(curve("bayes", "time"))
-    rows.append(("Meta-Learner", [(f"{t:g} trials", curve("meta", time=t), None, int(t)) for t in trials]))
-    rows.append(("Bayes", [(f"{t:g} trials", curve("bayes", time=t), curve("bayes", "deviation", t), int(t)) for t in trials]))
-    plots.fits(curve("target", "x"), curve("target"), data, rows, folder / "fits")
-
-    table, (lower, upper, above) = read_table(folder, "ood"), config.bands()
-    panels = []
-    for suffix, band in ("", [*lower, *upper]), ("_bandpass", upper):
-        strength = [table["strength"][table["system"] == system + suffix] for system in ("meta", "bayes")]
-        panels.append((f"trained on frequencies {band[0]} to {band[-1]}", (band[0], band[-1]), *strength))
-    plots.ood_bands(np.array([*lower, *upper, *above]), panels, folder / "ood")
-
-
-def draw_bandit(config, folder, summary):
-    """dynamics, controls, runs, interference, outer_loop and ood."""
-    labels, draw_panel, table = config.mode_names(), partial(panel, folder, summary), read_table(folder, "runs")
-
-    def with_runs(system, title):
-        runs = [by_mode(table, "strength", system=system, run=r) for r in np.unique(table["run"])]
-        return draw_panel(system, title) | dict(log=True, runs=runs)
-
-    plots.dynamics([with_runs("learner", "Learner (shared bias)"), with_runs("decoupled", "decoupled control"), draw_panel("meta", "Meta-Learner (LSTM)"),
-                    draw_panel("bayes", "Bayes-optimal", "bayes_theory")], labels, folder / "dynamics", columns=4)
-    plots.dynamics([with_runs("spread", "shared, spread-out start"), with_runs("decoupled_spread", "decoupled, same start"),
-                    draw_panel("sampled", "shared, REINFORCE by samples") | dict(log=True)], labels, folder / "controls")
-    spread = with_runs("spread", "")
-    plots.dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True) for i, run in enumerate(spread["runs"], 1)],
-                   labels, folder / "runs")
-    draw_outer_loop(config, folder)
-    chance, scaling, names = read_table(folder, "interference"), read_table(folder, "scaling"), dict(
-        learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
-    def of(table, system, *columns):
-        return [table[column][table["system"] == system] for column in columns]
-    plots.interference({name: of(chance, system, "solved", "chance") for system, name in names.items()},
-                       {name: of(scaling, system, "contexts", "time") for system, name in names.items() if system in scaling["system"]}, folder / "interference")
-    table, rates = read_table(folder, "ood"), config.context_rates or [2.0 ** -c for c in range(config.contexts)]
-    panels = [(condition, *(by_mode(table, "strength", system=system, condition=condition)[0] for system in ("meta", "bayes")))
-              for condition in ("equal rates", "unequal rates")]
-    plots.ood_rates([f"{rate / sum(rates):.0%}" for rate in rates], panels, folder / "ood")
-
-
 def print_table(config, summary):
     """The table at the end of a run, in 60 columns for five modes, with what it says in words."""
     names = dict(learner="Learner (steps)", learner_rising="  rising ampl.", decoupled="  decoupled", spread="  spread start", decoupled_spread="    decoupled", sampled="  REINFORCE", learner_theory="  closed form", shallow="  one layer", sgd="  random start", adam="  + adam",
-                 rmsprop="  + rmsprop", muon="  + muon", meta="Meta-L. (trials)", bayes="Bayes (trials)", bayes_theory="  closed form")
+                 rmsprop="  + rmsprop", muon="  + muon", meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)",
+                 bayes_theory="  closed form", bayes_fixed="  fixed order")
     K = len(summary["bayes"]["half_times"])
     print("\nHalf-time of each mode, and staggering index (last / first)\n")
     print(" " * 17 + "".join(f"{k:5d}" for k in range(1, K + 1)) + "  index [95% interval]")
@@ -724,7 +636,8 @@ def run(config, folder, fresh=False):
             except meta.UnusableCheckpoint as error:
                 raise Mistake(f"--out: {folder} given, whose {error}, allowed: another folder, or --fresh to replace that run") from None
         summary = json.loads((folder / "summary.json").read_text())
-        config.draw(folder, summary)
+        tables = {name: read_table(folder, name) for name in COLUMNS if (folder / f"{name}.csv").exists()}
+        config.draw(tables, {system: note(summary, system).split(" [")[0] for system, entry in summary.items() if isinstance(entry, dict) and "staggering" in entry}, folder)
     print_table(config, summary)
     return summary
 

@@ -5,6 +5,8 @@ r"""Figures: NumPy arrays in, files out. One function a figure; each writes PNG 
 Axis order: time first, then modes K. Modes are coloured by viridis, the strongest darkest, and numbered on the curves;
 theory is black and dashed, Bayes grey. Imports nothing of ours: copy it alone. Left out on purpose: interaction, styles, seaborn.
 """
+from functools import partial
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -189,18 +191,20 @@ def ood_bands(frequencies, panels, path):
     save(figure, path)
 
 
-def interference(chance, scaling, path):
-    """Two panels, a line a system: the chance that J rises at a visit to an unsolved context, against how many others are solved; and the
-    time to a mean J of 0.9 against the number of contexts. chance, scaling: dicts of name to (x, y); steps for Learners, else trials."""
-    figure, axes = new_figure(2, width=5.6)
-    style = dict(zip(chance, zip(mode_colours(len(chance)), "osD^v")))
-    for ax, lines in zip(axes[0], (chance, scaling)):
+def interference(chance, gain, scaling, path):
+    """Three panels, a line a system, each a dict of name to (x, y): the chance that J rises in an unsolved context at a Learner's step, and
+    the rise at the first visit to a context within an episode, both against how many others are solved; the time to a mean J of 0.9."""
+    figure, axes = new_figure(3, width=4.8)
+    names = list(dict.fromkeys([*chance, *gain]))
+    style = dict(zip(names, zip(mode_colours(len(names)), "osD^v")))
+    for ax, lines in zip(axes[0], (chance, gain, scaling)):
         for name, (x, y) in lines.items():
             colour, marker = style[name]
             ax.plot(x, y, color=GREY if name == "Bayes" else colour, marker=marker, lw=2.5, ms=8, label=name, mec="black")
-    axes[0, 0].set(xlabel="other contexts already solved", ylabel="chance that J rises\nat the next visit", ylim=(0, 1.05), xticks=np.unique(np.concatenate([x for x, _ in chance.values()])))
-    axes[0, 0].legend(frameon=False, fontsize=12, loc="lower left")
-    axes[0, 1].set(xlabel="contexts", ylabel="time to a mean J of 0.9\n(Learner: steps, else trials)", yscale="log")
+        ax.legend(frameon=False, fontsize=12)
+    axes[0, 0].set(title="Learner: chance that J rises", xlabel="other contexts already solved", ylim=(0, 1.05))
+    axes[0, 1].set(title="in an episode: rise of J at first visits", xlabel="other contexts already solved", ylim=(0, 0.5))
+    axes[0, 2].set(title="time to a mean J of 0.9", xlabel="contexts", ylabel="steps (Learner), trials (others)", yscale="log")
     save(figure, path)
 
 
@@ -215,3 +219,99 @@ def ood_rates(rates, panels, path):
     axes[0, 0].set_ylabel("strength at the last trial")
     axes[0, 0].legend(frameon=False, fontsize=12, loc="upper right", ncols=2)
     save(figure, path)
+
+
+# ---------------------------------------------------------------- a family's figures, from the tables of a run
+
+def by_mode(table, column, **where):
+    """One column of a table as an array (R, K), of the rows that match: time, outer step or condition down, modes across."""
+    keep = np.all([table[name] == value for name, value in where.items()], axis=0) if where else slice(None)
+    modes, values = table["mode"][keep], table[column][keep]
+    return np.stack([values[modes == k] for k in np.unique(modes)], 1)
+
+
+def panel(tables, indices, system, title, theory=None):
+    """One system's curves, as `dynamics` takes them, with its staggering index from a dict of strings."""
+    table = tables["dynamics"]
+    time = table["time"][(table["system"] == system) & (table["mode"] == 1)]
+    return dict(title=title, xlabel="trials" if system.startswith(("meta", "bayes")) else "gradient steps", time=time,
+                strength=by_mode(table, "strength", system=system), stderr=by_mode(table, "stderr", system=system),
+                theory=theory and by_mode(table, "strength", system=theory), note="staggering " + indices[system])
+
+
+def draw_outer_loop(tables, labels, folder):
+    """outer_loop, from the tables outer_loop and performance."""
+    performance, table = tables["performance"], tables["outer_loop"]
+    prior, bayes = (performance["value"][performance["system"] == system].mean() for system in ("prior", "bayes"))
+    first = table["mode"] == 1
+    outer_loop(table["outer_step"][first], by_mode(table, "strength"), by_mode(table, "half_time"),
+               (table["value"][first] - prior) / (bayes - prior), labels, folder / "outer_loop")
+
+
+def draw_linreg(tables, indices, labels, folder):
+    """dynamics, controls, outer_loop and ood. tables: a dict of CSV name to a dict of columns; indices: staggering by system, as strings."""
+    draw_panel, table = partial(panel, tables, indices), tables["ood"]
+    systems = [draw_panel("learner", "Learner (gradient descent)", "learner_theory"), draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
+    dynamics(systems, labels, folder / "dynamics")
+    dynamics([draw_panel("learner", "aligned start", "learner_theory"), draw_panel("shallow", "one layer only", "shallow_theory")]
+                   + [draw_panel(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop")]
+                   + [draw_panel("muon", "random start, muon", "muon_theory")], labels, folder / "controls")
+    draw_outer_loop(tables, labels, folder)
+    value = {system: table["value"][(table["system"] == system) & (table["mode"] == 1)] for system in ("prior", "meta", "bayes")}
+    ood_scales(table["condition"][(table["system"] == "meta") & (table["mode"] == 1)].astype(float), *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")),
+                     (value["prior"] - value["meta"]) / (value["prior"] - value["bayes"]), labels, folder / "ood")
+
+
+def draw_nonlinreg(tables, indices, labels, bands, folder):
+    """dynamics, heat_maps, fits, outer_loop and ood. bands: of frequencies, the lower and upper half of the pass band, and those above."""
+    draw_panel, table = partial(panel, tables, indices), tables["fits"]
+    systems = [draw_panel("learner", "Learner (ReLU network)"), draw_panel("learner_rising", "Learner, rising amplitude"),
+               draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
+    dynamics(systems, labels, folder / "dynamics", columns=4)
+    heat_maps(systems, labels, folder / "heat_maps")
+    draw_outer_loop(tables, labels, folder)
+
+    def curve(system, column="value", time=None):
+        return table[column][(table["system"] == system) & ((table["time"] == time) if time is not None else True)].astype(float)
+    data = np.stack([curve("data", "x"), curve("data")], 1)
+    rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in np.unique(curve("learner", "time"))])]
+    trials = np.unique(curve("bayes", "time"))
+    rows.append(("Meta-Learner", [(f"{t:g} trials", curve("meta", time=t), None, int(t)) for t in trials]))
+    rows.append(("Bayes", [(f"{t:g} trials", curve("bayes", time=t), curve("bayes", "deviation", t), int(t)) for t in trials]))
+    fits(curve("target", "x"), curve("target"), data, rows, folder / "fits")
+
+    table, (lower, upper, above), panels = tables["ood"], bands, []
+    for suffix, band in ("", [*lower, *upper]), ("_bandpass", upper):
+        strength = [table["strength"][table["system"] == system + suffix] for system in ("meta", "bayes")]
+        panels.append((f"trained on frequencies {band[0]} to {band[-1]}", (band[0], band[-1]), *strength))
+    ood_bands(np.array([*lower, *upper, *above]), panels, folder / "ood")
+
+
+def draw_bandit(tables, indices, labels, rates, folder):
+    """dynamics, controls, runs, interference, outer_loop and ood. rates: how often each context comes, out of distribution."""
+    draw_panel, table = partial(panel, tables, indices), tables["runs"]
+
+    def with_runs(system, title):
+        runs = [by_mode(table, "strength", system=system, run=r) for r in np.unique(table["run"])]
+        return draw_panel(system, title) | dict(log=True, runs=runs)
+
+    dynamics([with_runs("learner", "Learner (shared bias)"), with_runs("decoupled", "decoupled control"), draw_panel("meta", "Meta-Learner (LSTM)"),
+                    draw_panel("bayes", "Bayes-optimal", "bayes_theory")], labels, folder / "dynamics", columns=4)
+    dynamics([with_runs("spread", "shared, spread-out start"), with_runs("decoupled_spread", "decoupled, same start"),
+                    draw_panel("sampled", "shared, REINFORCE by samples") | dict(log=True), draw_panel("meta_fixed", "Meta-Learner, names kept"),
+                    draw_panel("bayes_fixed", "Bayes, actions in fixed order")], labels, folder / "controls")
+    spread = with_runs("spread", "")
+    dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True) for i, run in enumerate(spread["runs"], 1)],
+                   labels, folder / "runs")
+    draw_outer_loop(tables, labels, folder)
+    chance, scaling, names = tables["interference"], tables["scaling"], dict(
+        learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
+    def of(table, system, *columns):
+        return [table[column][table["system"] == system] for column in columns]
+    interference({names[system]: of(chance, system, "solved", "chance") for system in ("learner", "spread", "decoupled")},
+                       {names[system]: of(chance, system, "solved", "gain") for system in ("meta", "bayes")},
+                       {name: of(scaling, system, "contexts", "time") for system, name in names.items() if system in scaling["system"]}, folder / "interference")
+    table = tables["ood"]
+    panels = [(condition, *(by_mode(table, "strength", system=system, condition=condition)[0] for system in ("meta", "bayes")))
+              for condition in ("equal rates", "unequal rates")]
+    ood_rates([f"{rate / sum(rates):.0%}" for rate in rates], panels, folder / "ood")

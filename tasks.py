@@ -94,6 +94,8 @@ class FeatureRegression:
     points its modes are read (`queries`) and how (`mode_strength`). A task is its weight matrix W (Dy, F).
     """
 
+    sign = 1                                              # a loss times this is what a person reads: here the squared error
+
     def sample(self, n, generator):
         """Draws n tasks from the prior: (n, Dy, F)."""
         return self.weight_var ** 0.5 * torch.randn(n, self.outputs, self.n_features, generator=generator)
@@ -338,6 +340,8 @@ class ContextualBandit:
     observe(context, action, reward), each (B,), after it.
     """
 
+    sign = -1                                             # a loss times this is what a person reads: here the reward
+
     def __init__(self, contexts=5, actions=5, trials=60, rates=None):
         self.contexts, self.actions, self.trials = contexts, actions, trials
         self.rates = torch.ones(contexts) / contexts if rates is None else torch.as_tensor(rates) / sum(rates)
@@ -373,9 +377,15 @@ class ContextualBandit:
         """Minus the reward, per episode and trial (B, T), so that a captured fraction of losses is one of returns."""
         return -self.play(agent, *episodes)[0]
 
-    def inner_loop(self, agent, correct, n, generator):
-        """What an agent learns within n episodes of each task (N, C): strengths (T + 1, N, C), averaged over them, and no other readings."""
-        _, probability = self.play(agent, *self.episodes(correct.repeat_interleave(n, 0), generator))
+    def inner_loop(self, agent, correct, n, generator, relabel=True):
+        """What an agent learns within n episodes of each task (N, C): strengths (T + 1, N, C), averaged over them, and no other readings.
+
+        relabel: the correct actions are drawn anew for every episode, that is, an agent meets a task up to the names of its actions.
+        Otherwise the order in which it tries equally promising actions, which is no matter of learning, would pass for staggering
+        (`OrderedBayesAgent` is as optimal as `BayesAgent` and shows it).
+        """
+        tasks = correct.repeat_interleave(n, 0)
+        _, probability = self.play(agent, *self.episodes(self.sample(len(tasks), generator) if relabel else tasks, generator))
         return self.strength(probability).unflatten(0, (-1, n)).mean(1).movedim(1, 0), {}
 
     def strength(self, probability):
@@ -395,17 +405,16 @@ class ContextualBandit:
         return (binomial * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
 
-def chance_to_improve(before, after, visited):
-    """Interference, measured: how often J rises in a context not yet solved (J < 1/2), by how many of the other contexts are solved (ours).
+def interference(before, after, visited):
+    """Interference, measured: what a visit does for a context not yet solved (J < 1/2), by how many other contexts are solved (ours).
 
     before, after: (..., C) probabilities of the correct action, around a visit (or a gradient step); visited: (..., C), which contexts it
-    was a visit to. Returns the share of rises (C,), nan where there was no visit, and the visits counted (C,), for 0 ... C - 1 others solved.
+    was a visit to. Returns a list over 0 ... C - 1 others solved of (the share of visits at which J rose, its mean rise, visits counted).
     """
     solved = before >= 0.5
     others = solved.sum(-1, keepdim=True).expand_as(before)               # the context itself is not solved, where it counts
-    counted, rises = visited & ~solved, after > before
-    visits = torch.stack([(counted & (others == n)).sum() for n in range(before.shape[-1])])
-    return torch.stack([(counted & rises & (others == n)).sum() for n in range(before.shape[-1])]) / visits, visits
+    groups = [(after - before)[visited & ~solved & (others == n)] for n in range(before.shape[-1])]
+    return [((rise > 0).double().mean().item(), rise.mean().item(), len(rise)) for rise in groups]
 
 
 def draw(policy, luck):
@@ -436,3 +445,11 @@ class BayesAgent(UniformAgent):
         each = torch.arange(len(context))
         only = torch.zeros_like(self.possible[:, 0]).scatter(1, action[:, None], 1.0)
         self.possible[each, context] = torch.where(reward[:, None] > 0, only, self.possible[each, context] * (1 - only))
+
+
+class OrderedBayesAgent(BayesAgent):
+    """As optimal as BayesAgent, but it tries the possible actions in the order of their names, not at random."""
+
+    def policy(self):
+        """All probability on the first possible action of each context, (B, C, A)."""
+        return torch.nn.functional.one_hot(self.possible.argmax(-1), self.possible.shape[-1]).float()

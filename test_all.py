@@ -398,11 +398,18 @@ def test_bayes_meets_no_interference_and_a_shared_bias_does():
     prior = tasks.ContextualBandit()
     episodes = prior.episodes(prior.sample(500, seeded()), seeded())
     _, J = prior.play(tasks.BayesAgent(), *episodes)
-    chance, visits = tasks.chance_to_improve(J[:, :-1], J[:, 1:], torch.nn.functional.one_hot(episodes[1], 5).bool())
-    assert_close(chance, torch.ones(5)) and (visits > 0).all()
+    visited = torch.nn.functional.one_hot(episodes[1], 5)
+    for chance, gain, visits in tasks.interference(J[:, :-1], J[:, 1:], (visited > 0) & (visited.cumsum(1) == 1)):
+        assert chance == 1 and visits > 50 and abs(gain - 0.2) < 4 * 0.4 / visits ** 0.5
     J = learners.policy_gradient(prior.sample(50, seeded()), torch.randn(50, 5, 5, generator=seeded()), 0.5, range(300))
-    chance, _ = tasks.chance_to_improve(J[:-1], J[1:], torch.ones_like(J[1:]).bool())
-    assert chance.min() < 0.9
+    assert min(chance for chance, _, _ in tasks.interference(J[:-1], J[1:], J[1:] >= 0)) < 0.9
+
+
+def test_the_order_of_equally_good_actions_is_no_staggering_once_names_are_shuffled():
+    prior, steps = tasks.ContextualBandit(), torch.arange(61.0)
+    index = [tasks.describe(prior.inner_loop(tasks.OrderedBayesAgent(), prior.sample(4, seeded()), 1000, seeded(), relabel)[0], steps, seeded())["staggering"]
+             for relabel in (True, False)]
+    assert index[0] < 1.15 and index[1] > 1.5
 
 
 def test_bayes_suppresses_what_its_prior_excludes():
@@ -606,6 +613,16 @@ def test_other_bandits(options, tmp_path):
     assert all(len(summary[system]["half_times"]) == contexts for system in ("learner", "decoupled", "meta", "bayes"))
 
 
+def test_a_bandit_reports_rewards(tmp_path):
+    assert run("bandit", *TINY_BANDIT, "--out", tmp_path) == 0
+    with open(tmp_path / "performance.csv") as file:
+        means = {(line["system"], int(line["trial"])): float(line["value"]) for line in csv.DictReader(file)}
+    assert means["bayes", 11] > means["prior", 11] > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    total = {system: sum(v for (s, _), v in means.items() if s == system) for system in ("prior", "meta", "bayes")}
+    assert_close(summary["captured"], (total["meta"] - total["prior"]) / (total["bayes"] - total["prior"]), atol=1e-5, rtol=0)
+
+
 def test_other_frequencies(tmp_path):
     assert run("nonlinreg", *TINY_NONLINREG, "--out", tmp_path, *"--frequencies 3 --noise 0.25 --trials 17".split()) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -664,6 +681,12 @@ def test_a_folder_of_another_config_is_left_alone_unless_fresh(tiny, tmp_path, c
     assert tables(tmp_path / "run") == before
     assert run("linreg", *TINY, "--noise", 0.2, "--out", tmp_path / "run", "--fresh") == 0
     assert tables(tmp_path / "run") != before
+
+
+def test_a_fresh_run_forgets_every_checkpoint(tmp_path):
+    for checkpoint in ("checkpoint.pt", "checkpoint_bandpass.pt"):
+        (tmp_path / checkpoint).write_bytes(b"of another run")
+    assert run("nonlinreg", *TINY_NONLINREG, "--out", tmp_path, "--fresh") == 0
 
 
 @pytest.mark.parametrize("file", ["checkpoint.pt", "config.json"])
