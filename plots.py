@@ -187,7 +187,7 @@ def ood_bands(frequencies, panels, path):
         ax.set(title=title, xlabel="frequency of the signal", xticks=frequencies, ylim=(-0.15, 1.3))
         ax.axhline(0, color="black", lw=0.8)
     axes[0, 0].set_ylabel("strength at the last trial")
-    axes[0, -1].legend(frameon=False, fontsize=12, loc="center left")
+    axes[0, 0].legend(frameon=False, fontsize=12, loc="center right")
     save(figure, path)
 
 
