@@ -22,6 +22,13 @@ OPTIMIZERS = {
 }
 
 
+def finite(values):
+    """The values, if all are finite. Raises FloatingPointError if learning diverged."""
+    if not values.isfinite().all():
+        raise FloatingPointError("the Learner diverged: give it a smaller learning rate")
+    return values
+
+
 # ---------------------------------------------------------------- linear networks
 
 def initial_layers(target, start, scale, generator):
@@ -58,7 +65,7 @@ def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sg
     L = 1/2 ||W_target - W_2 W_1||_F^2, the expected loss for x ~ N(0, I) up to the noise; time constant tau = 1 / lr steps.
     (With torch's MSELoss, which averages over the outputs, tau would be N_y / (2 lr).)
 
-    target: (S, N_y, N_x); start and scale as in `initial_layers`; optimizer one of OPTIMIZERS.
+    target: (S, N_y, N_x); start and scale as in `initial_layers`; optimizer one of OPTIMIZERS. Raises FloatingPointError if it diverges.
     Returns steps (R,), the number of updates made, 0 first; maps (R, S, N_y, N_x), the product of the layers at those steps.
     """
     layers = [w.clone().requires_grad_() for w in initial_layers(target, start, scale, generator)]
@@ -73,7 +80,7 @@ def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sg
         opt.zero_grad(set_to_none=False)
         (0.5 * (target - product).square().sum()).backward()          # a sum over networks keeps their gradients apart
         opt.step()
-    return torch.tensor(recorded), torch.stack(maps)
+    return torch.tensor(recorded), finite(torch.stack(maps))
 
 
 def deep_linear_theory(s, u0, t):
@@ -136,7 +143,7 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
         opt.zero_grad()
         (f - target).square().mean(1).sum().backward()
         opt.step()
-    return torch.tensor(recorded), torch.stack(functions)
+    return torch.tensor(recorded), finite(torch.stack(functions))
 
 
 

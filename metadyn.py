@@ -42,16 +42,16 @@ class Mistake(ValueError):
 
 # ---------------------------------------------------------------- settings
 
-def option(default, help, low=-math.inf, above=-math.inf, choices=None):
-    """A field of a config: its default, help with unit, and what is allowed: at least `low`, more than `above`, one of `choices`."""
-    rules = dict(metadata=dict(help=help, low=low, above=above, choices=choices))
+def option(default, help, low=-math.inf, above=-math.inf, high=math.inf, choices=None):
+    """A field of a config: its default, help with unit, and what is allowed: from `low` to `high`, more than `above`, one of `choices`."""
+    rules = dict(metadata=dict(help=help, low=low, above=above, high=high, choices=choices))
     return field(default_factory=lambda: list(default), **rules) if isinstance(default, list) else field(default=default, **rules)
 
 
 @dataclass
 class Config:
     """Settings that all families share."""
-    seed: int = option(0, "seed of the streams for tasks, initialisation and evaluation", low=0)
+    seed: int = option(0, "seed of the streams for tasks, initialisation and evaluation", low=0, high=10**9)
     device: str = option("auto", "where the Meta-Learner runs", choices=("auto", "cpu", "cuda", "mps"))
     hidden: int = option(128, "LSTM units", low=1)
     layers: int = option(2, "LSTM layers", low=1)
@@ -76,8 +76,9 @@ class Config:
                     raise Mistake(f"{name}: {given} given, allowed: {', '.join(rule['choices'])}")
                 continue
             for value in given if isinstance(given, list) else [given]:
-                if not (math.isfinite(value) and value >= rule["low"] and value > rule["above"]):
+                if not (math.isfinite(value) and rule["low"] <= value <= rule["high"] and value > rule["above"]):
                     bound = f"at least {rule['low']}" if math.isfinite(rule["low"]) else f"more than {rule['above']}"
+                    bound += f" and at most {rule['high']}" if math.isfinite(rule["high"]) else ""
                     raise Mistake(f"{name}: {value} given, allowed: a finite number, {bound}")
 
 
@@ -118,7 +119,7 @@ class Linreg(Config):
     """Linear regression: the singular modes of a linear map, against Saxe, McClelland & Ganguli 2013."""
     noise: float = option(0.1, "standard deviation of the noise on y", low=0)
     dim: int = option(5, "dimension of x and of y", low=1)
-    singular_values: list[float] = option([1.6, 1.2, 0.9, 0.6, 0.3], "singular values of the evaluation tasks, mode 1 first", above=0)
+    singular_values: list[float] = option([1.6, 1.2, 0.9, 0.6, 0.3], "singular values of the evaluation tasks; mode 1 is the largest", above=0)
     trials: int = option(20, "trials in an episode", low=1)
     learner_lr: float = option(0.01, "the Learner's step size (1 / tau)", above=0)
     learner_steps: int = option(3000, "the Learner's gradient steps", low=1)
@@ -129,6 +130,7 @@ class Linreg(Config):
         super().check()
         if len(self.singular_values) != self.dim:
             raise Mistake(f"--singular-values: {len(self.singular_values)} given, allowed: as many as --dim, {self.dim}")
+        self.singular_values = sorted(self.singular_values, reverse=True)      # mode 1 is the strongest
 
     # what the frame asks of a family: its priors, its evaluation tasks, its Learners, its out-of-distribution test, its figures
 
@@ -177,7 +179,7 @@ class Nonlinreg(Config):
     noise: float = option(0.1, "standard deviation of the noise on y", low=0)
     frequencies: int = option(5, "how many frequencies: the low-pass prior 1 ... K", low=1)
     band: list[int] = option([], "lowest and highest frequency of another prior, in place of --frequencies", low=1)
-    grid: int = option(32, "points on the circle at which the modes are read", low=1)
+    grid: int = option(24, "points on the circle at which the modes are read", low=1)
     trials: int = option(40, "trials in an episode", low=1)
     encoder: int = option(1, "ReLU layers before the LSTM", low=0)
     outer_steps: int = option(3000, "updates of the Meta-Learner's weights", low=1)
@@ -602,23 +604,25 @@ def note(summary, system):
     return str(index) if isinstance(index, str) else f"{index:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def print_table(config, summary):
-    """The table at the end of a run, in 60 columns for five modes, with what it says in words."""
-    names = dict(learner="Learner (steps)", learner_rising="  rising ampl.", decoupled="  decoupled", spread="  spread start", decoupled_spread="    decoupled", sampled="  REINFORCE", learner_theory="  closed form", shallow="  one layer", sgd="  random start", adam="  + adam",
-                 rmsprop="  + rmsprop", muon="  + muon", meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)",
-                 bayes_theory="  closed form", bayes_fixed="  fixed order")
-    K = len(summary["bayes"]["half_times"])
+NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer", sgd="  random start",
+             adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  closed form", decoupled="  decoupled", spread="  spread start",
+             decoupled_spread="  + decoupled", sampled="  REINFORCE", meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)",
+             bayes_theory="  closed form", bayes_fixed="  fixed order")
+
+
+def print_table(summary, folder):
+    """The table at the end of a run, in 60 columns for five modes, and what it says in words."""
     print("\nHalf-time of each mode, and staggering index (last / first)\n")
-    print(" " * 17 + "".join(f"{k:5d}" for k in range(1, K + 1)) + "  index [95% interval]")
-    for system, name in names.items():
-        if system not in summary:
-            continue
+    print(" " * 16 + "".join(f"{k:5d}" for k in range(1, len(summary["bayes"]["half_times"]) + 1)) + "  index [95% interv.]")
+    for system in (system for system in NAMES if system in summary):
         half = "".join(f"{'-':>5}" if isinstance(t, str) else f"{t:5.{0 if t >= 100 else 1}f}" for t in summary[system]["half_times"])
-        print(f"{name:17.17}{half}  {note(summary, system)}")
-    low, high = summary["captured_ci"]
-    print(f"\nThe Learner's last mode takes {note(summary, 'learner').split()[0]} times as long as its first;"
-          f"\nthe Meta-Learner's {note(summary, 'meta').split()[0]}, Bayes' {note(summary, 'bayes').split()[0]} times."
-          f"\nThe Meta-Learner captures κ = {summary['captured']:.3f} [{low:.3f}, {high:.3f}] of what Bayes gains.")
+        print(f"{NAMES[system]:16}{half}  {note(summary, system)}")
+    print()
+    for system, name in dict(learner="The Learner", meta="The Meta-Learner", bayes="Bayes").items():
+        index = summary[system]["staggering"]
+        print(f"{name} does not half-learn every mode." if isinstance(index, str) else f"{name}: last mode {index:.2f} times as late as the first.")
+    print("Captured fraction κ = {:.3f} [{:.3f}, {:.3f}] of Bayes' gain.".format(summary["captured"], *summary["captured_ci"]))
+    print(f"Figures and tables: {folder} ({sum(summary['seconds'].values()):.0f} s)")
 
 
 # ---------------------------------------------------------------- command line
@@ -638,7 +642,7 @@ def run(config, folder, fresh=False):
         summary = json.loads((folder / "summary.json").read_text())
         tables = {name: read_table(folder, name) for name in COLUMNS if (folder / f"{name}.csv").exists()}
         config.draw(tables, {system: note(summary, system).split(" [")[0] for system, entry in summary.items() if isinstance(entry, dict) and "staggering" in entry}, folder)
-    print_table(config, summary)
+    print_table(summary, folder)
     return summary
 
 

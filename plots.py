@@ -133,8 +133,9 @@ def ood_scales(scale, meta, bayes, captured, labels, path):
     for ax, strength, title in zip(axes[0], (meta, bayes), ("Meta-Learner", "Bayes, same prior")):
         for k, c in enumerate(mode_colours(len(labels))):
             ax.plot(scale, strength[:, k], color=c, lw=2.5, marker="o", ms=4)
-        ax.set(title=title, ylim=(-0.1, 1.3), ylabel="strength at the last trial")
+        ax.set(title=title, ylim=(-0.1, 1.3))
         label_ends(ax, scale[-1], strength[-1], labels, mode_colours(len(labels)))
+    axes[0, 0].set_ylabel("strength at the last trial")
     axes[0, 2].plot(scale, captured, color="black", lw=2.5, marker="o")
     axes[0, 2].axhline(1, color=GREY, lw=1.5)
     axes[0, 2].set(title=r"captured fraction $\kappa$", ylim=(min(-0.1, np.nanmin(captured) - 0.1), 1.15))

@@ -68,12 +68,13 @@ def describe(strength, time, generator):
 
     Returns a dict: half_times (K,), geometric means over tasks; the staggering index, taken per task before any averaging, its geometric
     mean, and its 95% interval; left_out, how many modes were above 1/2 from the start. Those have no half-time and are left out of the
-    index (and their task with them where fewer than two modes remain, unless there was but one).
+    index (and their task with them where fewer than two modes remain, unless there was but one; with no task left, the index is inf).
     """
     half = half_time(strength.movedim(0, -1), time)
     started = half > time[0]
     index = staggering_index(torch.where(started, half, half.amax(-1, keepdim=True)))
     index = index[started.sum(-1) >= min(2, half.shape[-1])]
+    index = index if len(index) else torch.tensor([math.inf])
     times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
     return dict(half_times=times, staggering=geometric_mean(index).item(), left_out=(~started).sum().item(),
                 staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)))
@@ -276,7 +277,7 @@ class FourierRegression(FeatureRegression):
     """
     outputs = input_size = 1
 
-    def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, grid=32):
+    def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, grid=24):
         self.frequencies, self.noise, self.trials, self.grid = torch.as_tensor(frequencies), noise, trials, grid
         self.n_features, self.weight_var = 2 * len(self.frequencies), 1 / len(self.frequencies)
 
