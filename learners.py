@@ -7,9 +7,10 @@ r"""Learners: systems that learn one task by gradient descent, run as an ensembl
 Axis order: recorded times lead, then S (ensemble members: tasks, or seeds), then the map's own axes.
 
 References: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120 (deep linear networks); Rahaman et al. 2018, arXiv 1806.08734, and
-Xu et al. 2018, arXiv 1807.01251 (spectral bias).
-Imports nothing of ours: copy it alone. Left out on purpose: minibatches and input noise. Inputs are white and gradients exact, so
-that the closed forms hold; what is random is the initialisation alone, drawn from an explicit generator.
+Xu et al. 2018, arXiv 1807.01251 (spectral bias);
+Schaul et al. 2019, arXiv 1904.11455 (ray interference in policy gradients).
+Imports nothing of ours: copy it alone. Left out on purpose: minibatches and input noise in supervised learning, where inputs are white and
+gradients exact, so that the closed forms hold. What is random is drawn from an explicit generator.
 """
 import torch
 
@@ -17,7 +18,8 @@ OPTIMIZERS = {
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
     "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
-    # Newton-Schulz run until it converges (the cubic iteration, 20 steps): Muon's usual five steps are only roughly orthogonal
+    # the cubic Newton-Schulz iteration, 20 steps: orthogonal but for directions below about 1/3000 of the norm, and for bfloat16, in which
+    # torch iterates; Muon's usual five quintic steps are only roughly orthogonal, and the modes' order then shows the roughness
     "muon": lambda parameters, lr: torch.optim.Muon(parameters, lr=lr, weight_decay=0.0, ns_coefficients=(1.5, -0.5, 0.0), ns_steps=20),
 }
 
@@ -176,7 +178,7 @@ def policy_gradient(correct, logits, lr, record, shared=True, rates=None, trials
 
     W starts at `logits`, b at zero, and both are trained. The bias is one vector for all contexts, so that what one context learns is
     imposed on the others (ray interference; Schaul et al. 2019, arXiv 1904.11455); with shared=False each context has a bias of its
-    own. In time dt = lr, for two contexts and two actions with different correct ones and J = J_1 + J_2, g = J (1 - J):
+    own. In time dt = lr / C, at equal rates, for two contexts and two actions with different correct ones, g = J (1 - J):
         dJ_1/dt = 2 g_1 (2 g_1 - g_2),  the other likewise; the two contexts' gradients have cosine -1/2.          (derived)
 
     correct: (S, C) correct actions; logits: (S, C, A); record: the steps at which to look, increasing, from 0; rates: (C,) how often

@@ -147,7 +147,7 @@ def delayed(y):
 # ---------------------------------------------------------------- the outer loop
 
 def make_optimizers(model, name, muon_lr, adam_lr):
-    """ "adam" on all weights; or "muon" on the matrices inside, Adam on the rest (first and last layer, biases). Returns a list of optimizers.
+    """ "adam" on all weights; or "muon" on the matrices of the LSTM and of ReLU layers but the first, Adam on the rest. Returns a list of optimizers.
 
     Muon gets the matrices of an LSTM's four gates one by one, as views into nn.LSTM's stacked ones (and into their gradients, which
     must therefore be zeroed in place): orthogonalised together they would share one update's norm.
@@ -182,18 +182,21 @@ def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config
     loop being done; snapshot(model) -> a dict of lists and numbers, taken at
     log-spaced outer steps; report(step, loss) is told of every step. The model must be freshly initialised.
     Returns the snapshots, each with its "outer_step". Stopped at any moment and called again, it ends bit for bit the same.
-    Raises UnusableCheckpoint; FloatingPointError if the loss is not finite
+    Raises UnusableCheckpoint; FloatingPointError if a loss or gradient is not finite
     (the last checkpoint stays); OSError if a checkpoint cannot be written (the one before it stays).
     """
     base = [[group["lr"] for group in o.param_groups] for o in optimizers]
     first, snapshots = 0, []
     if path.exists():
         saved = load_checkpoint(path, config)
-        model.load_state_dict(saved["model"])
-        for o, state in zip(optimizers, saved["optimizers"]):
-            o.load_state_dict(state)
-        generator.set_state(saved["generator"])
-        first, snapshots = saved["step"], saved["snapshots"]
+        try:
+            model.load_state_dict(saved["model"])
+            for o, state in zip(optimizers, saved["optimizers"]):
+                o.load_state_dict(state)
+            generator.set_state(saved["generator"])
+            first, snapshots = saved["step"], saved["snapshots"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UnusableCheckpoint(f"{path.name} does not fit this Meta-Learner") from error
 
     wanted, save_every = snapshot_steps(steps), max(1, steps // 50)
     for step in range(first, steps + 1):
@@ -204,14 +207,16 @@ def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config
             break
         value, shown = loss(model, generator, step / steps)
         if not value.isfinite():
-            raise FloatingPointError(f"the loss is {value.item()} at outer step {step}")
+            raise FloatingPointError(f"the loss is {value.item()} at outer step {step}; the last checkpoint is kept")
         report(step, shown.item())
         for o, rates in zip(optimizers, base):
             o.zero_grad(set_to_none=False)
             for group, rate in zip(o.param_groups, rates):
                 group["lr"] = rate * learning_rate_factor(step, steps)
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if not norm.isfinite():
+            raise FloatingPointError(f"the gradient is {norm.item()} at outer step {step}; the last checkpoint is kept")
         for o in optimizers:
             o.step()
         if (step + 1) % save_every == 0 or step + 1 == steps:
@@ -238,7 +243,7 @@ class Progress:
         if last or (now - self.shown > 0.2 if terminal else (step + 1) % max(1, self.steps // 10) == 0):
             self.shown, ms = now, 1e3 * (now - self.start) / (step + 1 - self.first)
             line = (f"step {step + 1}/{self.steps}  {'loss' if self.bayes > 0 else 'reward'} {abs(self.loss):.3f}, Bayes {abs(self.bayes):.3f}  "
-                    f"κ {(self.prior - self.loss) / (self.prior - self.bayes):.2f}  {ms:.0f} ms  {(self.steps - step - 1) * ms / 1e3:.0f} s left")
+                    f"κ {(self.prior - self.loss) / ((self.prior - self.bayes) or 1):.2f}  {ms:.0f} ms  {(self.steps - step - 1) * ms / 1e3:.0f} s left")
             if terminal:
                 width = shutil.get_terminal_size().columns - 1
                 line = "\r" + line[:width].ljust(width)

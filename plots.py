@@ -1,4 +1,4 @@
-r"""Figures: NumPy arrays in, files out. One function a figure; each writes PNG and PDF, and knows nothing of models or CSV files.
+r"""Figures: NumPy arrays in, files out. One function a figure, each writing PNG and PDF; below them, which figures a family shows of its tables.
 
     dynamics([dict(title="Learner", time=t, strength=S)], ["s = 1.6", "s = 0.3"], Path("dynamics"))
 
@@ -12,7 +12,6 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 GREY, FAINT = "0.45", "0.85"
-STYLE = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def mode_colours(n):
@@ -81,7 +80,7 @@ def dynamics(panels, labels, path, columns=3):
     """Mode strength against time, one panel a system, side by side: spread dots are staggered modes, dots on one spot are concurrent.
 
     panels: a list of dicts with title, time (R,), strength (R, K), and, where wanted, stderr (R, K), theory (R, K), xlabel, note, runs
-    (single ones, (R, K) each, drawn behind the mean), log (a logarithmic time axis).
+    (single ones, (R, K) each, drawn behind the mean), log (a logarithmic time axis), labels (in place of the others).
     labels: K names of the modes, written at the ends of the curves.
     """
     rows = -(-len(panels) // columns)
@@ -96,7 +95,8 @@ def dynamics(panels, labels, path, columns=3):
             ax.set(xscale="log", xlim=(1, panel["time"][-1]))
         if panel.get("note"):
             ax.text(0.97, 0.05, panel["note"], transform=ax.transAxes, ha="right", fontsize=13, fontweight="bold")
-        label_ends(ax, panel["time"][-1], panel["strength"][-1], labels, mode_colours(len(labels)))
+        names = panel.get("labels", labels)
+        label_ends(ax, panel["time"][-1], panel["strength"][-1], names, mode_colours(len(names)))
     for ax in axes.flat[len(panels):]:
         ax.remove()
     for row in axes:
@@ -148,10 +148,11 @@ def ood_scales(scale, meta, bayes, captured, labels, path):
 
 def heat_maps(panels, labels, path):
     """Mode strength as colour, modes up, time to the right: the picture of the spectral-bias papers. panels as in `dynamics`."""
-    figure, axes = new_figure(len(panels), height=3.2, sharey=True)
+    figure, axes = new_figure(len(panels), height=3.2)
     for ax, panel in zip(axes[0], panels):
-        image = ax.pcolormesh(panel["time"], np.arange(1, len(labels) + 1), panel["strength"].T, cmap="viridis", vmin=0, vmax=1, shading="nearest", rasterized=True)
-        ax.set(title=panel["title"], xlabel=panel["xlabel"], yticks=np.arange(1, len(labels) + 1), yticklabels=labels)
+        names = panel.get("labels", labels)
+        image = ax.pcolormesh(panel["time"], np.arange(1, len(names) + 1), panel["strength"].T, cmap="viridis", vmin=0, vmax=1, shading="nearest", rasterized=True)
+        ax.set(title=panel["title"], xlabel=panel["xlabel"], yticks=np.arange(1, len(names) + 1), yticklabels=names)
     figure.colorbar(image, ax=axes[0, -1], label="mode strength")
     save(figure, path)
 
@@ -194,14 +195,16 @@ def ood_bands(frequencies, panels, path):
 
 def interference(chance, gain, scaling, path):
     """Three panels, a line a system, each a dict of name to (x, y): the chance that J rises in an unsolved context at a Learner's step, and
-    the rise at the first visit to a context within an episode, both against how many others are solved; the time to a mean J of 0.9."""
+    the rise at the first visit to a context within an episode, both against how many others are solved; the time to a mean J of 0.9, with 95% intervals (x, y, low, high)."""
     figure, axes = new_figure(3, width=4.8)
     names = list(dict.fromkeys([*chance, *gain]))
     style = dict(zip(names, zip(mode_colours(len(names)), "osD^v")))
     for ax, lines in zip(axes[0], (chance, gain, scaling)):
-        for name, (x, y) in lines.items():
+        for name, (x, y, *interval) in lines.items():
             colour, marker = style[name]
             ax.plot(x, y, color=GREY if name == "Bayes" else colour, marker=marker, lw=2.5, ms=8, label=name, mec="black")
+            if interval:
+                ax.fill_between(x, *interval, color=colour, alpha=0.4, lw=0)
         ax.legend(frameon=False, fontsize=12)
     axes[0, 0].set(title="Learner: chance that J rises", xlabel="other contexts already solved", ylim=(0, 1.05))
     axes[0, 1].set(title="in an episode: rise of J at first visits", xlabel="other contexts already solved", ylim=(0, 0.5))
@@ -263,10 +266,11 @@ def draw_linreg(tables, indices, labels, folder):
                      (value["prior"] - value["meta"]) / (value["prior"] - value["bayes"]), labels, folder / "ood")
 
 
-def draw_nonlinreg(tables, indices, labels, bands, folder):
+def draw_nonlinreg(tables, indices, labels, learner_labels, bands, folder):
     """dynamics, heat_maps, fits, outer_loop and ood. bands: of frequencies, the lower and upper half of the pass band, and those above."""
     draw_panel, table = partial(panel, tables, indices), tables["fits"]
-    systems = [draw_panel("learner", "Learner (ReLU network)"), draw_panel("learner_rising", "Learner, rising amplitude"),
+    systems = [draw_panel("learner", "Learner (ReLU network)") | dict(labels=learner_labels),
+               draw_panel("learner_rising", "Learner, rising amplitude") | dict(labels=learner_labels),
                draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
     dynamics(systems, labels, folder / "dynamics", columns=4)
     heat_maps(systems, labels, folder / "heat_maps")
@@ -304,14 +308,14 @@ def draw_bandit(tables, indices, labels, rates, folder):
     spread = with_runs("spread", "")
     dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True) for i, run in enumerate(spread["runs"], 1)],
                    labels, folder / "runs")
-    draw_outer_loop(tables, labels, folder)
+    draw_outer_loop(tables, [f"context {c}" for c in range(1, len(labels) + 1)], folder)       # not in order of learning
     chance, scaling, names = tables["interference"], tables["scaling"], dict(
         learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
     def of(table, system, *columns):
         return [table[column][table["system"] == system] for column in columns]
     interference({names[system]: of(chance, system, "solved", "chance") for system in ("learner", "spread", "decoupled")},
                        {names[system]: of(chance, system, "solved", "gain") for system in ("meta", "bayes")},
-                       {name: of(scaling, system, "contexts", "time") for system, name in names.items() if system in scaling["system"]}, folder / "interference")
+                       {name: of(scaling, system, "contexts", "time", "low", "high") for system, name in names.items() if system in scaling["system"]}, folder / "interference")
     table = tables["ood"]
     panels = [(condition, *(by_mode(table, "strength", system=system, condition=condition)[0] for system in ("meta", "bayes")))
               for condition in ("equal rates", "unequal rates")]

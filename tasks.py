@@ -7,9 +7,10 @@ r"""Task distributions, each with its exact Bayes-optimal predictor beside it, a
 
 Axis order: (B, T, D), that is episodes, trials, dimensions; K counts modes, Q query points.
 
-Every predictor answers the same two calls, in this file (`Bayes`, `Prior`) and in meta.py (`MetaLearner`):
+Every predictor of a regression answers the same two calls, in this file (`Bayes`, `Prior`) and in meta.py (`MetaLearner`):
     predict(x, y)     -> (B, T, Dy)           the guess at y_t from x_0 … x_t and y_0 … y_{t-1}
     query(x, y, xq)   -> (B, T + 1, Q, Dy)    the function held in mind before trial t, at query points xq (Q, Dx)
+In a bandit it is an agent, with three calls (see `ContextualBandit`). Every prior answers sample, episodes, losses, inner_loop, references.
 
 Reference: Rabinowitz 2019, arXiv 1905.01320. Imports nothing of ours: copy it alone. Left out on purpose: data sets, loaders,
 plots. Everything random takes an explicit CPU generator.
@@ -48,8 +49,12 @@ def geometric_mean(values):
 
 
 def captured_fraction(prior, meta, bayes):
-    r"""kappa = (L_prior - L_meta) / (L_prior - L_bayes), each loss a mean over the last axis (tasks). 1 is Bayes-optimal, 0 never learns."""
-    return (prior - meta).mean(-1) / (prior - bayes).mean(-1)
+    r"""kappa = (L_prior - L_meta) / (L_prior - L_bayes), each loss a mean over the last axis (tasks).
+
+    1 is Bayes-optimal, 0 never learns; nan where Bayes has gained nothing to capture.
+    """
+    gain = (prior - bayes).mean(-1)
+    return torch.where(gain > 0, (prior - meta).mean(-1) / gain, torch.nan)
 
 
 def bootstrap_interval(statistic, *samples, generator, resamples=2000):
@@ -67,16 +72,16 @@ def describe(strength, time, generator):
     """What one system shows, from strengths (R, N, K) at times (R,), of N tasks or seeds.
 
     Returns a dict: half_times (K,), geometric means over tasks; the staggering index, taken per task before any averaging, its geometric
-    mean, and its 95% interval; left_out, how many modes were above 1/2 from the start. Those have no half-time and are left out of the
-    index (and their task with them where fewer than two modes remain, unless there was but one; with no task left, the index is inf).
+    mean, and its 95% interval; and of how many modes in all tasks, how many are left_out and not_reached. A mode above 1/2 from the start
+    has no half-time and is left out of the index (and their task with them where fewer than two modes remain, unless there was but one; with no task left, the index is inf).
     """
     half = half_time(strength.movedim(0, -1), time)
-    started = half > time[0]
+    started, reached = half > time[0], half.isfinite()
     index = staggering_index(torch.where(started, half, half.amax(-1, keepdim=True)))
     index = index[started.sum(-1) >= min(2, half.shape[-1])]
     index = index if len(index) else torch.tensor([math.inf])
     times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
-    return dict(half_times=times, staggering=geometric_mean(index).item(), left_out=(~started).sum().item(),
+    return dict(half_times=times, staggering=geometric_mean(index).item(), left_out=(~started).sum().item(), not_reached=(~reached).sum().item(), of=half.numel(),
                 staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)))
 
 
@@ -110,6 +115,10 @@ class FeatureRegression:
     def show(self, x):
         """An input as a network is shown it."""
         return x
+
+    def references(self):
+        """The predictors that need no training: the one that never learns, and Bayes."""
+        return dict(prior=Prior(self), bayes=Bayes(self))
 
     def losses(self, predictor, x, y):
         """Squared error averaged over outputs, per episode and trial (B, T), on the CPU. x (B, T, Dx), y (B, T, Dy)."""
@@ -250,15 +259,18 @@ class LinearRegression(FeatureRegression):
         return U * s @ V.mT
 
     def queries(self, generator):
-        """2 dim + 6 query points, half of them the others' negatives, so that an intercept cannot pass for a slope."""
-        half = torch.randn(self.dim + 3, self.dim, generator=generator)
+        """6 dim query points, half of them the others' negatives, so that an intercept cannot pass for a slope.
+
+        A random odd function would still seem linear to a third (R^2, dim parameters for 3 dim points), a linear one wholly.
+        """
+        half = torch.randn(3 * self.dim, self.dim, generator=generator)
         return torch.cat([half, -half])
 
     def read_modes(self, f, xq, W):
         """What a function f (E, T + 1, Q, dim), seen at xq in E episodes of task W (dim, dim), has of that task's modes.
 
         Returns (T + 1, K) mean strengths, modes from the largest singular value down, and a dict of (T + 1,): the R^2 of the linear
-        probe, and the mean off-diagonal residual.
+        probe, 1 where there is nothing to explain (Bayes before any data), and the mean off-diagonal residual.
         """
         U, s, Vh = torch.linalg.svd(W)
         fitted, residual, total = linear_probe(f, xq)
@@ -345,7 +357,16 @@ class ContextualBandit:
 
     def __init__(self, contexts=5, actions=5, trials=60, rates=None):
         self.contexts, self.actions, self.trials = contexts, actions, trials
+        self.input_size, self.outputs = 2 * contexts, actions + 1              # of a Meta-Learner: see meta.MetaAgent
         self.rates = torch.ones(contexts) / contexts if rates is None else torch.as_tensor(rates) / sum(rates)
+
+    def show(self, x):
+        """An input as a network is shown it."""
+        return x
+
+    def references(self):
+        """The agents that need no training: the one that never learns, and Bayes."""
+        return dict(prior=UniformAgent(), bayes=BayesAgent())
 
     def sample(self, n, generator):
         """Draws n tasks: correct actions (n, C)."""
@@ -409,7 +430,7 @@ class ContextualBandit:
 def interference(before, after, visited):
     """Interference, measured: what a visit does for a context not yet solved (J < 1/2), by how many other contexts are solved (ours).
 
-    before, after: (..., C) probabilities of the correct action, around a visit (or a gradient step); visited: (..., C), which contexts it
+    before, after: (..., C) probabilities of the correct action, around a visit (or one gradient step); visited: (..., C), which contexts it
     was a visit to. Returns a list over 0 ... C - 1 others solved of (the share of visits at which J rose, its mean rise, visits counted).
     """
     solved = before >= 0.5
@@ -420,7 +441,7 @@ def interference(before, after, visited):
 
 def draw(policy, luck):
     """Actions (B,) drawn from policies (B, A) by inverting their distribution functions at luck (B,), uniform on [0, 1)."""
-    return (policy.cumsum(-1)[:, :-1] < luck[:, None] * policy.sum(-1, keepdim=True)).sum(-1)
+    return (policy.cumsum(-1)[:, :-1] <= luck[:, None] * policy.sum(-1, keepdim=True)).sum(-1)
 
 
 class UniformAgent:

@@ -72,9 +72,11 @@ def test_deep_linear_time_inverts_the_logistic_solution():
 
 def test_shallow_network_follows_its_closed_form_on_one_clock():
     target = torch.diag(S)[None]
-    steps, maps = learners.linear_network(target, 0.001, 5000, "shallow", 0.0, generator=seeded())
-    strength = maps[:, 0].diagonal(dim1=-2, dim2=-1) / S
-    assert_close(strength, learners.shallow_theory(S, 0.0, steps * 0.001) / S, atol=1e-3, rtol=0)
+    steps, maps = learners.linear_network(target, 0.001, 5000, "shallow", 0.2, generator=seeded())
+    w = maps[:, 0].diagonal(dim1=-2, dim2=-1)
+    assert w[0].abs().min() > 0.01
+    assert_close(w, learners.shallow_theory(S, w[0], steps * 0.001), atol=1e-3, rtol=0)
+    strength = learners.linear_network(target, 0.001, 5000, "shallow", 0.0, generator=seeded())[1][:, 0].diagonal(dim1=-2, dim2=-1) / S
     assert_close(tasks.staggering_index(tasks.half_time(strength.T, steps.double())).item(), 1.0)
 
 
@@ -200,6 +202,8 @@ def test_linear_probe_finds_a_map_and_says_what_is_not_linear():
     found, residual, total = tasks.linear_probe(torch.ones(3, len(xq), 5), xq)
     assert_close(found, torch.zeros(3, 5, 5), atol=1e-6, rtol=0)
     assert_close(residual, total)
+    found, residual, total = tasks.linear_probe((20 * xq).sin(), xq)           # odd, and as good as random
+    assert 1 - residual.sum() / total.sum() < 0.5
 
 
 # ---------------------------------------------------------------- metamorphic
@@ -444,9 +448,8 @@ def short_outer_loop(folder, steps=300, blind=False):
     meta.outer_loop(model, loss, steps, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, folder / "checkpoint.pt", {})
     x, y = prior.episodes(prior.sample(1000, generator), generator)
     with torch.no_grad():
-        losses = [prior.losses(p, x, see(y) if p is model else y) for p in (tasks.Prior(prior), model, tasks.Bayes(prior))]
-        losses[1] = (model.predict(x, see(y)) - y).square().mean(-1)
-        return tasks.captured_fraction(*(each.mean(1) for each in losses)).item()
+        never, bayes = (prior.losses(p, x, y).mean(1) for p in (tasks.Prior(prior), tasks.Bayes(prior)))
+        return tasks.captured_fraction(never, (model.predict(x, see(y)) - y).square().mean((1, 2)), bayes).item()
 
 
 def test_a_short_outer_loop_captures_half_of_what_bayes_gains(tmp_path):
@@ -485,7 +488,7 @@ def test_staggered_strengths_have_a_large_index():
 
 TINY = "--hidden 8 --outer-steps 40 --batch 8 --eval-tasks 2 --eval-episodes 16 --fresh-tasks 64 --learner-steps 60 --device cpu".split()
 TINY_BANDIT = [*TINY, *"--trials 12 --learner-seeds 6 --scaling 2 3".split()]
-TINY_NONLINREG = [*TINY, *"--trials 10 --learner-hidden 8 --learner-layers 2 --grid 32 --learner-grid 32".split()]
+TINY_NONLINREG = [*TINY, *"--trials 10 --learner-hidden 8 --learner-layers 2 --learner-grid 32 --bandpass-steps 40".split()]
 
 
 def run(*arguments):
@@ -561,7 +564,7 @@ def test_killed_and_started_again_it_ends_the_same(family, options, wait_for, tm
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
-    assert torch.load(tmp_path / "killed" / wait_for)["step"] <= 40
+    assert torch.load(tmp_path / "killed" / wait_for)["step"] < 40
     for folder in ("killed", "whole"):
         assert run(family, *options, "--out", tmp_path / folder) == 0
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
@@ -623,6 +626,28 @@ def test_a_bandit_reports_rewards(tmp_path):
     assert_close(summary["captured"], (total["meta"] - total["prior"]) / (total["bayes"] - total["prior"]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family, options", [
+    ("linreg", "--trials 2 --learner-steps 3"), ("linreg", "--dim 1 --singular-values 2"), ("nonlinreg", "--trials 2 --learner-steps 7"),
+    ("nonlinreg", "--band 3 5 --learner-frequencies 1 2 3 4 5 6 7"), ("nonlinreg", "--frequencies 1 --noise 0"), ("nonlinreg", "--frequencies 8"), ("bandit", "--trials 2")])
+def test_unusual_settings(family, options, tmp_path):
+    assert run(family, *dict(linreg=TINY, nonlinreg=TINY_NONLINREG, bandit=TINY_BANDIT)[family], "--out", tmp_path, *options.split()) == 0
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+
+
+@pytest.mark.parametrize("family", metadyn.FAMILIES)
+def test_the_full_setting_is_a_valid_one(family):
+    (config, _, _), = metadyn.parse([family, "--full"])
+    config.check()
+    assert config != metadyn.FAMILIES[family]()
+
+
+def test_all_families_in_turn(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(metadyn, "run", lambda config, folder, fresh: ran.append((type(config).__name__, config.seed, config.hidden, folder, fresh)))
+    assert run("all", "--quick", "--seed", 3, "--out", tmp_path) == 0
+    assert ran == [(name, 3, 48, tmp_path / name.lower(), False) for name in ("Linreg", "Nonlinreg", "Bandit")]
+
+
 def test_other_frequencies(tmp_path):
     assert run("nonlinreg", *TINY_NONLINREG, "--out", tmp_path, *"--frequencies 3 --noise 0.25 --trials 17".split()) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -644,7 +669,7 @@ def test_a_leaf_module_imports_alone(module, tmp_path):
     ("linreg --noise nan", "--noise: nan given"),
     ("linreg --seed 99999999999999999999", "--seed: 99999999999999999999 given, allowed: a finite number, at least 0 and at most 1000000000"),
     ("linreg --muon-lr inf", "--muon-lr: inf given"),
-    ("linreg --trials 0", "--trials: 0 given, allowed: a finite number, at least 1"),
+    ("linreg --trials 0", "--trials: 0 given, allowed: a finite number, at least 2"),
     ("linreg --trials 2.5", "--trials"),
     ("linreg --singular-values 1 2 3 4 0", "--singular-values: 0.0 given, allowed: a finite number, more than 0"),
     ("linreg --singular-values 1 2", "--singular-values: 2 given, allowed: as many as --dim, 5"),
@@ -655,16 +680,17 @@ def test_a_leaf_module_imports_alone(module, tmp_path):
     ("nonlinreg --band 6", "--band: 6 given"),
     ("nonlinreg --band 0 3", "--band: 0 given"),
     ("nonlinreg --band", "--band"),
-    ("nonlinreg --frequencies 20", "--grid: 24 given, allowed for frequencies up to 40: at least 81"),
-    ("nonlinreg --learner-grid 10", "--learner-grid: 10 given, allowed for frequencies up to 5: at least 11"),
+    ("nonlinreg --frequencies 20 --grid 24", "--grid: 24 given, allowed: at least 81, for frequencies up to 40"),
+    ("nonlinreg --learner-grid 10", "--learner-grid: 10 given, allowed: at least 11, for frequencies up to 5"),
     ("bandit --actions 1", "--actions: 1 given, allowed: a finite number, at least 2"),
     ("bandit --contexts 0", "--contexts: 0 given"),
     ("bandit --context-rates 1 1 1 1 -1", "--context-rates: -1.0 given, allowed: a finite number, at least 0"),
     ("bandit --context-rates 0 0 0 0 0", "--context-rates: 0 0 0 0 0 given, allowed: as many as --contexts, 5, not all zero"),
+    ("all --trials 0", "--trials"),
     ("linreg --quick --full", "--full"),
     ("linreg --colour red", "--colour"),
     ("linreg --out /dev/null/run", "--out: /dev/null/run given"),
-    pytest.param("linreg --device cuda", "--device: cuda given, allowed here: ", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")),
+    pytest.param("linreg --device cuda", "--device: cuda given, allowed: on this machine ", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")),
 ])
 def test_a_mistake_ends_in_one_line_and_exit_status_2(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -731,7 +757,7 @@ def test_a_second_run_at_the_same_time_says_why_it_stops(tmp_path, capsys):
     pytest.importorskip("fcntl")
     with metadyn.held(tmp_path):
         assert run("linreg", *TINY, "--out", tmp_path) == 2
-    assert "another run" in capsys.readouterr().err
+    assert "no other run" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch):
@@ -773,10 +799,38 @@ def test_singular_values_may_come_in_any_order(tiny, tmp_path):
     assert tables(tmp_path) == tables(tiny)
 
 
+@pytest.mark.parametrize("file, damage", [("summary.json", b"{"), ("dynamics.csv", None), ("dynamics.csv", b""), ("ood.csv", b"a,b\n1,2\n")])
+def test_damaged_results_are_a_mistake_that_fresh_mends(tiny, tmp_path, capsys, file, damage):
+    shutil.copytree(tiny, tmp_path / "run")
+    (tmp_path / "run" / file).unlink() if damage is None else (tmp_path / "run" / file).write_bytes(damage)
+    assert run("linreg", *TINY, "--out", tmp_path / "run") == 2
+    assert "tables are damaged" in capsys.readouterr().err
+
+
+def test_results_without_their_config_are_not_taken_for_this_run(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "run")
+    for name in ("config.json", "checkpoint.pt"):
+        (tmp_path / "run" / name).unlink()
+    assert run("linreg", *TINY, "--seed", 5, "--out", tmp_path / "run") == 0
+    assert tables(tmp_path / "run") != tables(tiny)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
+    model = meta.MetaLearner(1, 1, 4, seeded())
+
+    def loss(model, generator, share):
+        value = (0 * model.head.weight).sqrt().sum()                           # finite, with an infinite slope
+        return value, value
+
+    with pytest.raises(FloatingPointError, match="gradient"):
+        meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), lambda model: {}, tmp_path / "checkpoint.pt", {})
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_control_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(metadyn, "experiment", interrupt)
     assert run("linreg", *TINY, "--out", tmp_path) == 130
-    assert "same command goes on" in capsys.readouterr().err
+    assert "without --fresh, goes on" in capsys.readouterr().err
