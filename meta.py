@@ -147,7 +147,7 @@ def delayed(y):
 # ---------------------------------------------------------------- the outer loop
 
 def make_optimizers(model, name, muon_lr, adam_lr):
-    """ "adam" on all weights; or "muon" on the matrices of the LSTM and of ReLU layers but the first, Adam on the rest. Returns a list of optimizers.
+    """A list of optimizers: "adam" on all weights; or "muon" on the matrices of the LSTM and of ReLU layers but the first, Adam on the rest.
 
     Muon gets the matrices of an LSTM's four gates one by one, as views into nn.LSTM's stacked ones (and into their gradients, which
     must therefore be zeroed in place): orthogonalised together they would share one update's norm.
@@ -242,8 +242,9 @@ class Progress:
         last = step + 1 == self.steps
         if last or (now - self.shown > 0.2 if terminal else (step + 1) % max(1, self.steps // 10) == 0):
             self.shown, ms = now, 1e3 * (now - self.start) / (step + 1 - self.first)
-            line = (f"step {step + 1}/{self.steps}  {'loss' if self.bayes > 0 else 'reward'} {abs(self.loss):.3f}, Bayes {abs(self.bayes):.3f}  "
-                    f"κ {(self.prior - self.loss) / ((self.prior - self.bayes) or 1):.2f}  {ms:.0f} ms  {(self.steps - step - 1) * ms / 1e3:.0f} s left")
+            what, captured = "loss" if self.bayes > 0 else "reward", (self.prior - self.loss) / ((self.prior - self.bayes) or 1)
+            line = (f"step {step + 1}/{self.steps}  {what} {abs(self.loss):.3f}, Bayes {abs(self.bayes):.3f}  κ {captured:.2f}  "
+                    f"{ms:.0f} ms  {(self.steps - step - 1) * ms / 1e3:.0f} s left")
             if terminal:
                 width = shutil.get_terminal_size().columns - 1
                 line = "\r" + line[:width].ljust(width)

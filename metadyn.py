@@ -85,7 +85,6 @@ class Config:
                     raise Mistake(name, value, f"a finite number, {bound}")
         self.adam_lr = self.adam_lr or (0.01 if self.outer_optimizer == "muon" else 0.003)
 
-
     alike = False                                         # whether modes differ in name only
 
     # what `experiment` asks of a family: these, as they are in regression; and priors, targets, learner_curves, conditions and draw
@@ -147,8 +146,9 @@ class Linreg(Config):
         W, lr, u0, steps = W.double(), self.learner_lr, self.learner_scale, self.learner_steps
         U, s, Vh = torch.linalg.svd(W)
         for system, start, optimizer, rate, n in (
-                ("learner", "aligned", "sgd", lr, steps), ("shallow", "shallow", "sgd", lr, steps), ("sgd", "random", "sgd", lr, steps),
-                ("adam", "random", "adam", lr / 10, steps), ("rmsprop", "random", "rmsprop", lr / 10, steps), ("muon", "random", "muon", lr, max(1, steps // 10))):
+                ("learner", "aligned", "sgd", lr, steps), ("shallow", "shallow", "sgd", lr, steps),
+                ("sgd", "random", "sgd", lr, steps), ("adam", "random", "adam", lr / 10, steps),
+                ("rmsprop", "random", "rmsprop", lr / 10, steps), ("muon", "random", "muon", lr, max(1, steps // 10))):
             t, maps = learners.linear_network(W, rate, n, start, u0, optimizer, every=max(1, n // 400),
                                            generator=stream(self.seed, "learners"))            # the same random starts for all
             yield system, t, tasks.mode_strength(maps, U, Vh.mT, s), dict(off_diagonal=tasks.off_diagonal(maps, U, Vh.mT, s))
@@ -226,8 +226,9 @@ class Nonlinreg(Config):
 
     def relu_learner(self, target, every):
         """Trains ReLU networks on targets (S, learner_grid): steps (R,), and the functions f (R, S, learner_grid)."""
-        return learners.relu_network(torch.arange(self.learner_grid) / self.learner_grid, target, self.learner_lr, self.learner_steps, self.learner_hidden,
-                                     self.learner_layers, every, stream(self.seed, "learners"))
+        x = torch.arange(self.learner_grid) / self.learner_grid
+        return learners.relu_network(x, target, self.learner_lr, self.learner_steps, self.learner_hidden, self.learner_layers, every,
+                                     stream(self.seed, "learners"))
 
     def learner_curves(self, W):
         """Yields (system, steps (R,), strengths (R, N, K), other readings): the Learner on targets of flat and of rising amplitude.
@@ -277,11 +278,13 @@ class Nonlinreg(Config):
 
     def draw(self, tables, indices, folder):
         """Writes the figures."""
-        plots.draw_nonlinreg(tables, indices, self.mode_names(), [f"k = {k}" for k in self.learner_frequencies] or self.mode_names(), self.bands(), folder)
+        learner_names = [f"k = {k}" for k in self.learner_frequencies] or self.mode_names()
+        plots.draw_nonlinreg(tables, indices, self.mode_names(), learner_names, self.bands(), folder)
 
-    QUICK = dict(hidden=48, outer_steps=300, bandpass_steps=100, batch=64, eval_episodes=64, eval_tasks=4, fresh_tasks=512, learner_hidden=64, learner_layers=3, learner_steps=500)
-    FULL = dict(hidden=256, outer_steps=30000, bandpass_steps=30000, eval_episodes=4096, fresh_tasks=16384, eval_tasks=20, learner_lr=3e-4, learner_steps=60000,
-                learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
+    QUICK = dict(hidden=48, outer_steps=300, bandpass_steps=100, batch=64, eval_episodes=64, eval_tasks=4, fresh_tasks=512,
+                 learner_hidden=64, learner_layers=3, learner_steps=500)
+    FULL = dict(hidden=256, outer_steps=30000, bandpass_steps=30000, eval_episodes=4096, fresh_tasks=16384, eval_tasks=20,
+                learner_lr=3e-4, learner_steps=60000, learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
 
 
 @dataclass
@@ -290,7 +293,7 @@ class Bandit(Config):
     contexts: int = option(5, "contexts", low=1)
     actions: int = option(5, "actions in each context", low=2)
     trials: int = option(60, "trials in an episode", low=2)
-    context_rates: list[float] = option([], "how often each context comes, out of distribution (default: each half as often as the one before)", low=0)
+    context_rates: list[float] = option([], "how often each context comes, out of distribution (default: halving)", low=0)
     eval_tasks: int = option(16, "evaluation tasks; their actions are renamed in every episode", low=2)
     layers: int = option(1, "LSTM layers", low=1)
     outer_steps: int = option(1500, "updates of the Meta-Learner's weights", low=1)
@@ -309,7 +312,8 @@ class Bandit(Config):
     def check(self):
         super().check()
         if self.context_rates and (len(self.context_rates) != self.contexts or not any(self.context_rates)):
-            raise Mistake("--context-rates", " ".join(f"{r:g}" for r in self.context_rates), f"as many as --contexts, {self.contexts}, not all zero")
+            given = " ".join(f"{rate:g}" for rate in self.context_rates)
+            raise Mistake("--context-rates", given, f"as many as --contexts, {self.contexts}, not all zero")
 
     def rates(self):
         """How often each context comes, out of distribution."""
@@ -331,19 +335,21 @@ class Bandit(Config):
         """The outer loop's loss on a batch of fresh episodes, whose gradient is the policy gradient."""
         return meta.policy_gradient_loss(meta.MetaAgent(model), prior, self.batch, self.entropy * (1 - share), generator)
 
-    STARTS = dict(learner=(True, False), decoupled=(False, False), spread=(True, True), decoupled_spread=(False, True))     # shared bias? spread out?
+    # is the bias shared, is the start spread out
+    STARTS = dict(learner=(True, False), decoupled=(False, False), spread=(True, True), decoupled_spread=(False, True))
 
     def learn(self, system, contexts, trials=0):
-        """One of STARTS' Learners: steps (R,), spaced in their logarithm, and J (R, S, C). All have the same tasks, and the same starts but for scale."""
+        """One of STARTS' Learners: steps (R,), spaced in their logarithm, and J (R, S, C). All have one start, but for its scale."""
         generator, (shared, spread) = stream(self.seed, "learners"), self.STARTS[system]
         correct = torch.randint(self.actions, (self.learner_seeds, contexts), generator=generator)
-        logits = (self.learner_spread if spread else self.learner_sd) * torch.randn(*correct.shape, self.actions, generator=generator, dtype=torch.float64)
+        logits = torch.randn(*correct.shape, self.actions, generator=generator, dtype=torch.float64)
+        logits *= self.learner_spread if spread else self.learner_sd
         last = self.learner_steps * (40 if spread else 1)                      # a spread-out start takes that much longer
         steps = sorted({0, *(round(last ** (i / 200)) + j for i in range(201) for j in (0, 1))})      # in pairs, to see what one step does
         return torch.tensor(steps), learners.policy_gradient(correct, logits, self.learner_lr, steps, shared, None, trials, generator)
 
     def learner_curves(self, correct):
-        """Yields (system, steps (R,), strengths (R, S, C), no other readings): shared and own biases, near-uniform and spread-out starts, and REINFORCE by samples."""
+        """Yields (system, steps (R,), strengths (R, S, C), no other readings): those of STARTS, and REINFORCE by samples."""
         prior = self.priors()[""]
         for system in self.STARTS:
             t, J = self.learn(system, self.contexts)
@@ -357,7 +363,7 @@ class Bandit(Config):
         yield "unequal rates", tasks.ContextualBandit(self.contexts, self.actions, self.trials, self.rates()), correct
 
     def more_curves(self, agents, prior, correct, trials):
-        """The Bayes-optimal learning curve in closed form; and, with the actions' names kept, the Meta-Learner and a Bayes that tries them in order."""
+        """The Bayes-optimal curve in closed form; and, with the actions' names kept, the Meta-Learner and a Bayes that tries them in order."""
         curves = dict(bayes_theory=prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1))
         for system, agent in ("meta_fixed", agents["meta"]), ("bayes_fixed", tasks.OrderedBayesAgent()):
             curves[system], _ = prior.inner_loop(agent, correct, max(1, self.eval_episodes // 4), stream(self.seed, "probe"), relabel=False)
@@ -372,8 +378,8 @@ class Bandit(Config):
             strength = tasks.in_order_learned(strength[:, :6], t)
             rows["runs"] += [(system, run, k + 1, t[r].item(), strength[r, run, k].item())
                              for run in range(strength.shape[1]) for k in range(self.contexts) for r in range(len(t))]
-            pairs = t.diff() == 1                                                  # looks that are one gradient step apart
-            rows["interference"] += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:-1][pairs], J[1:][pairs], J[1:][pairs] >= 0))]
+            before, after = (J[i][t.diff() == 1] for i in (slice(None, -1), slice(1, None)))      # looks one gradient step apart
+            rows["interference"] += [(system, n, *each) for n, each in enumerate(tasks.interference(before, after, after >= 0))]
         episodes = prior.episodes(prior.sample(2048, generator), generator)
         visited = torch.nn.functional.one_hot(episodes[1], self.contexts)
         first = (visited > 0) & (visited.cumsum(1) == 1)                       # only first visits are alike in what they can teach
@@ -406,7 +412,7 @@ class Bandit(Config):
         """Writes the figures."""
         plots.draw_bandit(tables, indices, self.mode_names(), self.rates(), folder)
 
-    QUICK = dict(hidden=48, outer_steps=100, batch=32, eval_tasks=4, eval_episodes=64, fresh_tasks=512, learner_seeds=50, scaling=[2, 5])
+    QUICK = dict(hidden=48, outer_steps=100, batch=32, eval_tasks=4, eval_episodes=64, fresh_tasks=512, learner_seeds=50, learner_steps=500, scaling=[2, 5])
     FULL = dict(hidden=256, outer_steps=10000, eval_tasks=64, fresh_tasks=16384, learner_seeds=1000, scaling_meta=1)
 
 
@@ -465,7 +471,8 @@ def experiment(config, folder):
 
     with torch.no_grad():
         losses["meta"] = prior.losses(predictors["meta"], *fresh)
-        rows |= dict(outer_loop=outer_loop_rows(snapshots), performance=performance_rows({system: prior.sign * each for system, each in losses.items()}))
+        rows["outer_loop"] = outer_loop_rows(snapshots)
+        rows["performance"] = performance_rows({system: prior.sign * each for system, each in losses.items()})
         for system in ("meta", "bayes"):
             strength, others = inner_loop(predictors[system], config.eval_episodes)
             curves[system] = trials, strength
@@ -473,7 +480,8 @@ def experiment(config, folder):
         for condition, source, shifted in config.conditions(targets, priors, evaluation):
             data = source.episodes(shifted.repeat_interleave(few, 0), evaluation)
             for system, predictor in predictors.items():
-                strength, value = inner_loop(predictor, few, source, shifted)[0][-1].mean(0), source.sign * source.losses(predictor, *data).mean().item()
+                strength = inner_loop(predictor, few, source, shifted)[0][-1].mean(0)
+                value = source.sign * source.losses(predictor, *data).mean().item()
                 rows["ood"] += [(system, condition, k, s, value) for k, s in enumerate(strength.tolist(), 1)]
         curves |= config.more_curves(predictors, prior, targets, trials)
         rows |= config.more_rows(predictors, prior, targets, curves, stream(config.seed, "probe"), folder)
@@ -518,8 +526,9 @@ def outer_loop_rows(snapshots):
 
 # ---------------------------------------------------------------- files of a run
 
-COLUMNS = dict(dynamics="system,mode,time,strength,stderr", performance="system,trial,value,stderr", probe="system,time,reading,value",
-               outer_loop="outer_step,mode,strength,half_time,value", fits="system,time,x,value,deviation", ood="system,condition,mode,strength,value",
+COLUMNS = dict(dynamics="system,mode,time,strength,stderr", performance="system,trial,value,stderr",
+               outer_loop="outer_step,mode,strength,half_time,value", ood="system,condition,mode,strength,value",
+               probe="system,time,reading,value", fits="system,time,x,value,deviation",
                runs="system,run,mode,time,strength", interference="system,solved,chance,gain,visits", scaling="system,contexts,time,low,high")
 
 
@@ -590,7 +599,8 @@ def agree(folder, settings, fresh):
     except (ValueError, AttributeError):
         raise Mistake("--out", f"{folder}, whose config.json is damaged,", WAY_OUT) from None
     if differing:
-        raise Mistake("--out", f"{folder}, a run of another config ({differing} {there.get(differing)} there, {settings[differing]} here),", WAY_OUT)
+        values = f"{differing} {there.get(differing)} there, {settings[differing]} here"
+        raise Mistake("--out", f"{folder}, a run of another config ({values}),", WAY_OUT)
 
 
 # ---------------------------------------------------------------- what a person sees: figures and the table, from the files alone
@@ -601,10 +611,11 @@ def note(summary, system):
     return str(index) if isinstance(index, str) else f"{index:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer", sgd="  random start",
-             adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  closed form", decoupled="  decoupled", spread="  spread start",
-             decoupled_spread="  + decoupled", sampled="  REINFORCE", meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)",
-             bayes_theory="  closed form", bayes_fixed="  fixed order")
+NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer",
+             sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  closed form",
+             decoupled="  decoupled", spread="  spread start", decoupled_spread="  + decoupled", sampled="  REINFORCE",
+             meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)", bayes_theory="  closed form",
+             bayes_fixed="  fixed order")
 
 
 def print_table(summary, folder):
@@ -618,7 +629,8 @@ def print_table(summary, folder):
     print()
     for system, name in dict(learner="The Learner", meta="The Meta-Learner", bayes="Bayes").items():
         index = summary[system]["staggering"]
-        print(f"{name}: no index, see the modes not reached." if isinstance(index, str) else f"{name}: last mode {index:.2f} times as late as the first.")
+        says = "no index, see the modes not reached" if isinstance(index, str) else f"last mode {index:.2f} times as late as the first"
+        print(f"{name}: {says}.")
     entries = {system: entry for system, entry in summary.items() if isinstance(entry, dict) and "left_out" in entry}
     for what, key in ("above 1/2 from the start, left out", "left_out"), ("not reached", "not_reached"):
         counts = [f"{system} {entry[key]}/{entry['of']}" for system, entry in entries.items() if entry[key]]
@@ -694,8 +706,9 @@ def parse(arguments):
             shown = " ".join(f"{v:g}" for v in default) if several else default
             if name == "all" and f.name == "outer_steps":
                 shown = "each family's own"
+            text = f.metadata["help"] + (f" (default: {shown})" if shown != "" else "")
             sub.add_argument("--" + f.name.replace("_", "-"), type=several[0] if several else f.type, nargs="+" if several else None,
-                             metavar="|".join(f.metadata["choices"] or ["X"]), help=f.metadata["help"] + (f" (default: {shown})" if shown != "" else ""))
+                             metavar="|".join(f.metadata["choices"] or ["X"]), help=text)
     given = vars(parser.parse_args(arguments))
     family, out, fresh, quick, full = (given.pop(name, None) for name in ("family", "out", "fresh", "quick", "full"))
     runs = []

@@ -48,7 +48,8 @@ def label_ends(ax, x, heights, labels, colours, gap=0.08):
         places[i] = max(places[i], places[i - 1] + gap)
     places += np.clip((heights[order] - places).mean(), low - places[0], max(low - places[0], high - places[-1]))
     for place, k in zip(places, order):
-        ax.annotate(labels[k], (x, place), xytext=(6, 0), textcoords="offset points", color=colours[k], va="center", fontsize=12, annotation_clip=False)
+        ax.annotate(labels[k], (x, place), xytext=(6, 0), textcoords="offset points", color=colours[k], va="center", fontsize=12,
+                    annotation_clip=False)
 
 
 def crossings(time, strength):
@@ -105,7 +106,7 @@ def dynamics(panels, labels, path, columns=3):
 
 
 def outer_loop(step, strength, half_time, captured, labels, path):
-    """How the Meta-Learner came to learn: per outer step (R,), the strengths at the last trial (R, K), half-times in trials (R, K), kappa (R,)."""
+    """How the Meta-Learner came to learn, by outer step (R,): strengths at the last trial (R, K), half-times in trials (R, K), kappa (R,)."""
     figure, axes = new_figure(3)
     colours, x = mode_colours(len(labels)), np.where(step > 0, step, step[1] / 2)     # step 0 has a place on the logarithmic axis
     reached = np.where(np.isfinite(half_time), half_time, np.nan)
@@ -128,7 +129,7 @@ def outer_loop(step, strength, half_time, captured, labels, path):
 
 
 def ood_scales(scale, meta, bayes, captured, labels, path):
-    """Out of distribution, against the scale of the spectrum (R,): final strengths (R, K) of meta and bayes, and kappa (R,) under the same prior."""
+    """Out of distribution, by scale of the spectrum (R,): final strengths (R, K) of meta and bayes, kappa (R,) under the same prior."""
     figure, axes = new_figure(3, sharex=True)
     for ax, strength, title in zip(axes[0], (meta, bayes), ("Meta-Learner", "Bayes, same prior")):
         for k, c in enumerate(mode_colours(len(labels))):
@@ -151,7 +152,8 @@ def heat_maps(panels, labels, path):
     figure, axes = new_figure(len(panels), height=3.2)
     for ax, panel in zip(axes[0], panels):
         names = panel.get("labels", labels)
-        image = ax.pcolormesh(panel["time"], np.arange(1, len(names) + 1), panel["strength"].T, cmap="viridis", vmin=0, vmax=1, shading="nearest", rasterized=True)
+        image = ax.pcolormesh(panel["time"], np.arange(1, len(names) + 1), panel["strength"].T, vmin=0, vmax=1, cmap="viridis",
+                              shading="nearest", rasterized=True)
         ax.set(title=panel["title"], xlabel=panel["xlabel"], yticks=np.arange(1, len(names) + 1), yticklabels=names)
     figure.colorbar(image, ax=axes[0, -1], label="mode strength")
     save(figure, path)
@@ -179,7 +181,7 @@ def fits(x, target, data, rows, path):
 
 
 def ood_bands(frequencies, panels, path):
-    """Out of distribution: final strength at each frequency (K,), pass band shaded. panels: a list of (title, passband, meta (K,), bayes (K,))."""
+    """Out of distribution: final strength by frequency (K,), pass band shaded. panels: a list of (title, passband, meta (K,), bayes (K,))."""
     figure, axes = new_figure(len(panels), width=5.5, sharey=True)
     for ax, (title, (low, high), strength, bayes) in zip(axes[0], panels):
         ax.axvspan(low - 0.5, high + 0.5, color="0.93", zorder=0)
@@ -195,7 +197,8 @@ def ood_bands(frequencies, panels, path):
 
 def interference(chance, gain, scaling, path):
     """Three panels, a line a system, each a dict of name to (x, y): the chance that J rises in an unsolved context at a Learner's step, and
-    the rise at the first visit to a context within an episode, both against how many others are solved; the time to a mean J of 0.9, with 95% intervals (x, y, low, high)."""
+    the rise at the first visit to a context within an episode, both against how many others are solved; the time to a mean J of 0.9, with
+    95% intervals (x, y, low, high)."""
     figure, axes = new_figure(3, width=4.8)
     names = list(dict.fromkeys([*chance, *gain]))
     style = dict(zip(names, zip(mode_colours(len(names)), "osD^v")))
@@ -213,7 +216,7 @@ def interference(chance, gain, scaling, path):
 
 
 def ood_rates(rates, panels, path):
-    """Out of distribution: final strength by context (C,), where contexts come at the given rates (C labels). panels: (title, meta (C,), bayes (C,))."""
+    """Out of distribution: final strength by context, which come at the given rates (C labels). panels: (title, meta (C,), bayes (C,))."""
     figure, axes = new_figure(len(panels), width=4.6, sharey=True)
     for ax, (title, strength, bayes) in zip(axes[0], panels):
         ax.bar(range(len(strength)), strength, width=0.6, color=mode_colours(5)[1], label="Meta-Learner")
@@ -255,15 +258,16 @@ def draw_outer_loop(tables, labels, folder):
 def draw_linreg(tables, indices, labels, folder):
     """dynamics, controls, outer_loop and ood. tables: a dict of CSV name to a dict of columns; indices: staggering by system, as strings."""
     draw_panel, table = partial(panel, tables, indices), tables["ood"]
-    systems = [draw_panel("learner", "Learner (gradient descent)", "learner_theory"), draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
-    dynamics(systems, labels, folder / "dynamics")
+    dynamics([draw_panel("learner", "Learner (gradient descent)", "learner_theory"), draw_panel("meta", "Meta-Learner (LSTM)"),
+              draw_panel("bayes", "Bayes-optimal")], labels, folder / "dynamics")
     dynamics([draw_panel("learner", "aligned start", "learner_theory"), draw_panel("shallow", "one layer only", "shallow_theory")]
                    + [draw_panel(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop")]
                    + [draw_panel("muon", "random start, muon", "muon_theory")], labels, folder / "controls")
     draw_outer_loop(tables, labels, folder)
-    value = {system: table["value"][(table["system"] == system) & (table["mode"] == 1)] for system in ("prior", "meta", "bayes")}
-    ood_scales(table["condition"][(table["system"] == "meta") & (table["mode"] == 1)].astype(float), *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")),
-                     (value["prior"] - value["meta"]) / (value["prior"] - value["bayes"]), labels, folder / "ood")
+    prior, meta, bayes = (table["value"][(table["system"] == system) & (table["mode"] == 1)] for system in ("prior", "meta", "bayes"))
+    scales = table["condition"][(table["system"] == "meta") & (table["mode"] == 1)].astype(float)
+    ood_scales(scales, *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")), (prior - meta) / (prior - bayes), labels,
+               folder / "ood")
 
 
 def draw_nonlinreg(tables, indices, labels, learner_labels, bands, folder):
@@ -300,22 +304,24 @@ def draw_bandit(tables, indices, labels, rates, folder):
         runs = [by_mode(table, "strength", system=system, run=r) for r in np.unique(table["run"])]
         return draw_panel(system, title) | dict(log=True, runs=runs)
 
-    dynamics([with_runs("learner", "Learner (shared bias)"), with_runs("decoupled", "decoupled control"), draw_panel("meta", "Meta-Learner (LSTM)"),
-                    draw_panel("bayes", "Bayes-optimal", "bayes_theory")], labels, folder / "dynamics", columns=4)
+    dynamics([with_runs("learner", "Learner (shared bias)"), with_runs("decoupled", "decoupled control"),
+              draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal", "bayes_theory")],
+             labels, folder / "dynamics", columns=4)
     dynamics([with_runs("spread", "shared, spread-out start"), with_runs("decoupled_spread", "decoupled, same start"),
                     draw_panel("sampled", "shared, REINFORCE by samples") | dict(log=True), draw_panel("meta_fixed", "Meta-Learner, names kept"),
                     draw_panel("bayes_fixed", "Bayes, actions in fixed order")], labels, folder / "controls")
     spread = with_runs("spread", "")
-    dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True) for i, run in enumerate(spread["runs"], 1)],
-                   labels, folder / "runs")
+    dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True)
+              for i, run in enumerate(spread["runs"], 1)], labels, folder / "runs")
     draw_outer_loop(tables, [f"context {c}" for c in range(1, len(labels) + 1)], folder)       # not in order of learning
     chance, scaling, names = tables["interference"], tables["scaling"], dict(
         learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
     def of(table, system, *columns):
         return [table[column][table["system"] == system] for column in columns]
     interference({names[system]: of(chance, system, "solved", "chance") for system in ("learner", "spread", "decoupled")},
-                       {names[system]: of(chance, system, "solved", "gain") for system in ("meta", "bayes")},
-                       {name: of(scaling, system, "contexts", "time", "low", "high") for system, name in names.items() if system in scaling["system"]}, folder / "interference")
+                 {names[system]: of(chance, system, "solved", "gain") for system in ("meta", "bayes")},
+                 {name: of(scaling, system, "contexts", "time", "low", "high") for system, name in names.items()
+                  if system in scaling["system"]}, folder / "interference")
     table = tables["ood"]
     panels = [(condition, *(by_mode(table, "strength", system=system, condition=condition)[0] for system in ("meta", "bayes")))
               for condition in ("equal rates", "unequal rates")]

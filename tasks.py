@@ -73,7 +73,8 @@ def describe(strength, time, generator):
 
     Returns a dict: half_times (K,), geometric means over tasks; the staggering index, taken per task before any averaging, its geometric
     mean, and its 95% interval; and of how many modes in all tasks, how many are left_out and not_reached. A mode above 1/2 from the start
-    has no half-time and is left out of the index (and their task with them where fewer than two modes remain, unless there was but one; with no task left, the index is inf).
+    has no half-time and is left out of the index, and its task with it where fewer than two modes remain, unless there was but one. With
+    no task left the index is inf.
     """
     half = half_time(strength.movedim(0, -1), time)
     started, reached = half > time[0], half.isfinite()
@@ -81,8 +82,9 @@ def describe(strength, time, generator):
     index = index[started.sum(-1) >= min(2, half.shape[-1])]
     index = index if len(index) else torch.tensor([math.inf])
     times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
-    return dict(half_times=times, staggering=geometric_mean(index).item(), left_out=(~started).sum().item(), not_reached=(~reached).sum().item(), of=half.numel(),
-                staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)))
+    return dict(half_times=times, staggering=geometric_mean(index).item(),
+                staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)),
+                left_out=(~started).sum().item(), not_reached=(~reached).sum().item(), of=half.numel())
 
 
 def in_order_learned(strength, time):
@@ -92,6 +94,11 @@ def in_order_learned(strength, time):
 
 
 # ---------------------------------------------------------------- regression on fixed features, and exact inference in it
+
+def in_chunks(function, *tensors, size=512):
+    """function(*tensors), computed for `size` episodes at a time, to keep memory small. Tensors (B, ...), result (B, ...)."""
+    return torch.cat([function(*chunk) for chunk in zip(*(z.split(size) for z in tensors))])
+
 
 class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var),   eps_t ~ N(0, noise^2 I).
@@ -122,7 +129,7 @@ class FeatureRegression:
 
     def losses(self, predictor, x, y):
         """Squared error averaged over outputs, per episode and trial (B, T), on the CPU. x (B, T, Dx), y (B, T, Dy)."""
-        return (predictor.predict(x, y).cpu() - y).square().mean(-1)
+        return in_chunks(lambda x, y: (predictor.predict(x, y).cpu() - y).square().mean(-1), x, y)
 
     def inner_loop(self, predictor, W, n, generator):
         """What a predictor learns within episodes of the tasks W (N, Dy, F), n of each: its modes before each trial and after the last.
@@ -131,7 +138,7 @@ class FeatureRegression:
         """
         xq, read = self.queries(generator), []
         for w in W:                                   # task by task: the probe asks for n (T + 1) Q answers of each
-            f = predictor.query(*self.episodes(w.expand(n, -1, -1), generator), xq).cpu()
+            f = in_chunks(lambda x, y: predictor.query(x, y, xq).cpu(), *self.episodes(w.expand(n, -1, -1), generator))
             read.append(self.read_modes(f, xq, w))
         return torch.stack([s for s, _ in read], 1), {name: torch.stack([others[name] for _, others in read], 1) for name in read[0][1]}
 
@@ -213,7 +220,7 @@ def mode_strength(W, U, V, s):
 
 
 def off_diagonal(W, U, V, s):
-    r"""What the modes do not show: ||U^T W V - diag||_F / ||s||, shapes as in `mode_strength`. Returns (...), 0 when W lies in the target's basis."""
+    r"""What the modes do not show: ||U^T W V - diag||_F / ||s||, shapes as in `mode_strength`. Returns (...), 0 in the target's basis."""
     A = U.mT @ W @ V
     return torch.linalg.matrix_norm(A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))) / torch.linalg.vector_norm(s)
 
@@ -397,7 +404,7 @@ class ContextualBandit:
 
     def losses(self, agent, *episodes):
         """Minus the reward, per episode and trial (B, T), so that a captured fraction of losses is one of returns."""
-        return -self.play(agent, *episodes)[0]
+        return in_chunks(lambda *chunk: -self.play(agent, *chunk)[0], *episodes)
 
     def inner_loop(self, agent, correct, n, generator, relabel=True):
         """What an agent learns within n episodes of each task (N, C): strengths (T + 1, N, C), averaged over them, and no other readings.
@@ -407,7 +414,8 @@ class ContextualBandit:
         (`OrderedBayesAgent` is as optimal as `BayesAgent` and shows it).
         """
         tasks = correct.repeat_interleave(n, 0)
-        _, probability = self.play(agent, *self.episodes(self.sample(len(tasks), generator) if relabel else tasks, generator))
+        episodes = self.episodes(self.sample(len(tasks), generator) if relabel else tasks, generator)
+        probability = in_chunks(lambda *chunk: self.play(agent, *chunk)[1], *episodes, size=2048)
         return self.strength(probability).unflatten(0, (-1, n)).mean(1).movedim(1, 0), {}
 
     def strength(self, probability):
