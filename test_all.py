@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -660,6 +661,16 @@ def test_other_frequencies(tmp_path):
 def test_a_leaf_module_imports_alone(module, tmp_path):
     shutil.copy(HERE / f"{module}.py", tmp_path)
     subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, check=True, env={"PATH": os.environ["PATH"]})
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.DOTALL))
+def test_the_examples_of_the_readme_run_as_printed(example, tmp_path):
+    for module in ("tasks", "learners", "plots"):
+        shutil.copy(HERE / f"{module}.py", tmp_path)
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed, promised = float(done.stdout.strip().removeprefix("tensor(").split(",")[0].rstrip(")")), float(re.search(r"# ([\d.]+)", example)[1])
+    assert abs(printed - promised) < 0.15 * promised
 
 
 @pytest.mark.parametrize("arguments, words", [
