@@ -20,6 +20,7 @@ from torch.testing import assert_close
 import learners
 import meta
 import metadyn
+import plots
 import tasks
 
 HERE = Path(__file__).parent
@@ -503,6 +504,18 @@ def tables(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*.csv"))} | dict(summary=summary)
 
 
+@pytest.fixture
+def figures():
+    """Asked for by tests that look at figures."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Rendering is most of a tiny run's time: leave it out where no figure is looked at."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "save", lambda figure, path: None)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "run"
@@ -533,7 +546,7 @@ def test_a_quick_run_from_the_command_line(family, tmp_path):
     assert {"half_times", "staggering", "staggering_ci"} <= set(summary["learner"])
 
 
-def test_a_second_run_redraws_from_the_files_alone(tiny):
+def test_a_second_run_redraws_from_the_files_alone(tiny, figures):
     before = tables(tiny)
     (tiny / "dynamics.png").unlink()
     (tiny / "checkpoint.pt").rename(tiny / "away")
@@ -630,7 +643,7 @@ def test_a_bandit_reports_rewards(tmp_path):
 @pytest.mark.parametrize("family, options", [
     ("linreg", "--trials 2 --learner-steps 3"), ("linreg", "--dim 1 --singular-values 2"), ("nonlinreg", "--trials 2 --learner-steps 7"),
     ("nonlinreg", "--band 3 5 --learner-frequencies 1 2 3 4 5 6 7"), ("nonlinreg", "--frequencies 1 --noise 0"), ("nonlinreg", "--frequencies 8"), ("bandit", "--trials 2")])
-def test_unusual_settings(family, options, tmp_path):
+def test_unusual_settings(family, options, tmp_path, figures):
     assert run(family, *dict(linreg=TINY, nonlinreg=TINY_NONLINREG, bandit=TINY_BANDIT)[family], "--out", tmp_path, *options.split()) == 0
     assert "NaN" not in (tmp_path / "summary.json").read_text()
 
