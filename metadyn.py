@@ -126,6 +126,7 @@ class Linreg(Config):
     scales: list[float] = option([0.25, 0.5, 1.0, 2.0, 4.0, 8.0], "factors on the spectrum, out of distribution", above=0)
 
     def check(self):
+        """The same, and one singular value for each dimension, in descending order."""
         super().check()
         if len(self.singular_values) != self.dim:
             raise Mistake("--singular-values", len(self.singular_values), f"as many as --dim, {self.dim}")
@@ -184,7 +185,7 @@ class Nonlinreg(Config):
     trials: int = option(40, "trials in an episode", low=2)
     encoder: int = option(1, "ReLU layers before the LSTM", low=0)
     outer_steps: int = option(3000, "updates of the Meta-Learner's weights", low=1)
-    bandpass_steps: int = option(1500, "the same for the second Meta-Learner, of the band-pass prior", low=1)
+    bandpass_steps: int = option(1500, "updates of the second Meta-Learner, that of the band-pass prior", low=1)
     learner_lr: float = option(1e-3, "the Learner's learning rate (Adam)", above=0)
     learner_steps: int = option(1000, "the Learner's gradient steps", low=1)
     learner_hidden: int = option(128, "units in each of the Learner's layers", low=1)
@@ -194,9 +195,10 @@ class Nonlinreg(Config):
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", low=2)
 
     def check(self):
+        """The same, and grids fine enough for every frequency."""
         super().check()
         if self.band and (len(self.band) != 2 or self.band[0] > self.band[1]):
-            raise Mistake("--band", " ".join(map(str, self.band)), "the lowest frequency, then the highest")
+            raise Mistake("--band", " ".join(map(str, self.band)), "the lowest frequency, then the highest, as in --band 3 5")
         low, high = self.passband()
         highest = 2 * high - low + 1                      # of the test out of distribution
         self.grid = self.grid or 2 * highest + 4
@@ -302,7 +304,7 @@ class Bandit(Config):
     learner_steps: int = option(2000, "the Learner's gradient steps; 40 times as many from the spread-out start", low=1)
     learner_seeds: int = option(200, "Learners, each with a task and a start of its own", low=2)
     learner_sd: float = option(0.1, "standard deviation of the Learner's first logits (near-uniform policies)", low=0)
-    learner_spread: float = option(1.0, "the same for the spread-out start", low=0)
+    learner_spread: float = option(1.0, "standard deviation of the first logits of the spread-out start", low=0)
     learner_trials: int = option(32, "trials that a step of the sampled Learner (REINFORCE) sees", low=1)
     scaling: list[int] = option([2, 3, 4, 5, 6, 7, 8], "numbers of contexts, for the time to a mean J of 0.9", low=1)
     scaling_meta: int = option(0, "1 to train a Meta-Learner for each of them too", low=0)
@@ -310,6 +312,7 @@ class Bandit(Config):
     alike = True                                          # contexts differ in name only: order them as each run learned them
 
     def check(self):
+        """The same, and a rate for each context."""
         super().check()
         if self.context_rates and (len(self.context_rates) != self.contexts or not any(self.context_rates)):
             given = " ".join(f"{rate:g}" for rate in self.context_rates)
@@ -455,9 +458,11 @@ def experiment(config, folder):
     clock.append(time.perf_counter())
 
     def inner_loop(predictor, n, prior=prior, targets=targets):
-        return prior.inner_loop(predictor, targets, n, stream(config.seed, "probe"))          # the same episodes for every predictor
+        """Strengths within episodes, and other readings, on the same episodes for every predictor."""
+        return prior.inner_loop(predictor, targets, n, stream(config.seed, "probe"))
 
     def snapshot(model):
+        """What outer_loop.csv tells of the Meta-Learner at one outer step."""
         strength = inner_loop(config.predictor(model), few)[0].mean(1)
         return dict(strength=strength[-1].tolist(), half_time=tasks.half_time(strength.T, trials).tolist(),
                     value=prior.sign * prior.losses(config.predictor(model), *fresh).mean().item())
@@ -597,10 +602,10 @@ def agree(folder, settings, fresh):
         there = json.loads(path.read_text())
         differing = next((name for name in settings if there.get(name) != settings[name]), None)
     except (ValueError, AttributeError):
-        raise Mistake("--out", f"{folder}, whose config.json is damaged,", WAY_OUT) from None
+        raise Mistake("--out", f"{folder} (its config.json is damaged)", WAY_OUT) from None
     if differing:
         values = f"{differing} {there.get(differing)} there, {settings[differing]} here"
-        raise Mistake("--out", f"{folder}, a run of another config ({values}),", WAY_OUT)
+        raise Mistake("--out", f"{folder} (it holds a run with other settings: {values})", WAY_OUT)
 
 
 # ---------------------------------------------------------------- what a person sees: figures and the table, from the files alone
@@ -612,7 +617,7 @@ def note(summary, system):
 
 
 NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer",
-             sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  closed form",
+             sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  + muon theory",
              decoupled="  decoupled", spread="  spread start", decoupled_spread="  + decoupled", sampled="  REINFORCE",
              meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)", bayes_theory="  closed form",
              bayes_fixed="  fixed order")
@@ -654,14 +659,14 @@ def run(config, folder, fresh=False):
             try:
                 write_run(folder, *experiment(config, folder))
             except meta.UnusableCheckpoint as error:
-                raise Mistake("--out", f"{folder}, whose {error},", WAY_OUT) from None
+                raise Mistake("--out", f"{folder} (its {error})", WAY_OUT) from None
         try:
             summary = json.loads((folder / "summary.json").read_text())
             tables = {name: read_table(folder, name) for name in COLUMNS if (folder / f"{name}.csv").exists()}
             indices = {system: note(summary, system).split(" [")[0] for system in NAMES if system in summary}
             config.draw(tables, indices, folder)
         except (ValueError, KeyError, IndexError) as error:
-            raise Mistake("--out", f"{folder}, whose tables are damaged ({error}),", WAY_OUT) from None
+            raise Mistake("--out", f"{folder} (its tables are damaged: {error})", WAY_OUT) from None
     print_table(summary, folder)
     return summary
 
@@ -681,6 +686,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse, with its errors in one line."""
 
     def error(self, message):
+        """Raises what `main` prints."""
         raise argparse.ArgumentError(None, message.removeprefix("argument "))
 
 

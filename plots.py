@@ -46,7 +46,7 @@ def label_ends(ax, x, heights, labels, colours, gap=0.08):
     places = heights[order].astype(float)
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + gap)
-    places += np.clip((heights[order] - places).mean(), low - places[0], max(low - places[0], high - places[-1]))
+    places += np.clip((heights[order] - places).mean(), low + gap / 2 - places[0], max(low + gap / 2 - places[0], high - places[-1]))
     for place, k in zip(places, order):
         ax.annotate(labels[k], (x, place), xytext=(6, 0), textcoords="offset points", color=colours[k], va="center", fontsize=12,
                     annotation_clip=False)
@@ -211,7 +211,7 @@ def interference(chance, gain, scaling, path):
         ax.legend(frameon=False, fontsize=12)
     axes[0, 0].set(title="Learner: chance that J rises", xlabel="other contexts already solved", ylim=(0, 1.05))
     axes[0, 1].set(title="in an episode: rise of J at first visits", xlabel="other contexts already solved", ylim=(0, 0.5))
-    axes[0, 2].set(title="time to a mean J of 0.9", xlabel="contexts", ylabel="steps (Learner), trials (others)", yscale="log")
+    axes[0, 2].set(title="time to a mean J of 0.9", xlabel="contexts", ylabel="steps (Learner), trials (Bayes)", yscale="log")
     save(figure, path)
 
 
@@ -243,7 +243,7 @@ def panel(tables, indices, system, title, theory=None):
     time = table["time"][(table["system"] == system) & (table["mode"] == 1)]
     return dict(title=title, xlabel="trials" if system.startswith(("meta", "bayes")) else "gradient steps", time=time,
                 strength=by_mode(table, "strength", system=system), stderr=by_mode(table, "stderr", system=system),
-                theory=theory and by_mode(table, "strength", system=theory), note="staggering " + indices[system])
+                theory=theory and by_mode(table, "strength", system=theory), note="not all reach 1/2" if indices[system] == "not reached" else "staggering " + indices[system])
 
 
 def draw_outer_loop(tables, labels, folder):
@@ -281,6 +281,7 @@ def draw_nonlinreg(tables, indices, labels, learner_labels, bands, folder):
     draw_outer_loop(tables, labels, folder)
 
     def curve(system, column="value", time=None):
+        """One function of fits.csv."""
         return table[column][(table["system"] == system) & ((table["time"] == time) if time is not None else True)].astype(float)
     data = np.stack([curve("data", "x"), curve("data")], 1)
     rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in np.unique(curve("learner", "time"))])]
@@ -301,6 +302,7 @@ def draw_bandit(tables, indices, labels, rates, folder):
     draw_panel, table = partial(panel, tables, indices), tables["runs"]
 
     def with_runs(system, title):
+        """A Learner's panel on a logarithmic time axis, with some of its runs."""
         runs = [by_mode(table, "strength", system=system, run=r) for r in np.unique(table["run"])]
         return draw_panel(system, title) | dict(log=True, runs=runs)
 
@@ -317,6 +319,7 @@ def draw_bandit(tables, indices, labels, rates, folder):
     chance, scaling, names = tables["interference"], tables["scaling"], dict(
         learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
     def of(table, system, *columns):
+        """Some columns of a system's rows."""
         return [table[column][table["system"] == system] for column in columns]
     interference({names[system]: of(chance, system, "solved", "chance") for system in ("learner", "spread", "decoupled")},
                  {names[system]: of(chance, system, "solved", "gain") for system in ("meta", "bayes")},

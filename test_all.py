@@ -700,7 +700,7 @@ def test_the_examples_of_the_readme_run_as_printed(example, tmp_path):
     ("linreg --dim 3", "--singular-values: 5 given, allowed: as many as --dim, 3"),
     ("linreg --outer-optimizer sgd", "--outer-optimizer: sgd given, allowed: muon, adam"),
     ("nonlinreg --frequencies 0", "--frequencies: 0 given, allowed: a finite number, at least 1"),
-    ("nonlinreg --band 6 3", "--band: 6 3 given, allowed: the lowest frequency, then the highest"),
+    ("nonlinreg --band 6 3", "--band: 6 3 given, allowed: the lowest frequency, then the highest, as in --band 3 5"),
     ("nonlinreg --band 6", "--band: 6 given"),
     ("nonlinreg --band 0 3", "--band: 0 given"),
     ("nonlinreg --band", "--band"),
