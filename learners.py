@@ -148,7 +148,6 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
     return torch.tensor(recorded), finite(torch.stack(functions))
 
 
-
 # ---------------------------------------------------------------- policy gradient in contextual bandits
 
 def reward_gradient(logits, correct, rates):
@@ -173,19 +172,19 @@ def sampled_gradient(logits, correct, rates, trials, generator):
     return torch.zeros_like(logits).scatter_add(1, context[..., None].expand(-1, -1, A), score) / trials
 
 
-def policy_gradient(correct, logits, lr, record, shared=True, rates=None, trials=0, generator=None):
+def policy_gradient(correct, logits, lr, record, shared=True, trials=0, generator=None):
     r"""Gradient ascent on the expected reward of contextual bandits, one per ensemble member, with policy softmax(W e_c + b).
 
     W starts at `logits`, b at zero, and both are trained. The bias is one vector for all contexts, so that what one context learns is
     imposed on the others (ray interference; Schaul et al. 2019, arXiv 1904.11455); with shared=False each context has a bias of its
-    own. In time dt = lr / C, at equal rates, for two contexts and two actions with different correct ones, g = J (1 - J):
+    own. Contexts come at equal rates. In time dt = lr / C, for two contexts and two actions with different correct ones, g = J (1 - J):
         dJ_1/dt = 2 g_1 (2 g_1 - g_2),  the other likewise; the two contexts' gradients have cosine -1/2.          (derived)
 
-    correct: (S, C) correct actions; logits: (S, C, A); record: the steps at which to look, increasing, from 0; rates: (C,) how often
-    each context comes, by default alike; trials: how many a step samples (REINFORCE), 0 for the exact gradient.
+    correct: (S, C) correct actions; logits: (S, C, A); record: the steps at which to look, increasing, from 0; trials: how many a
+    step samples (REINFORCE), 0 for the exact gradient.
     Returns J (R, S, C), the probability of the correct action in each context at those steps.
     """
-    rates = torch.ones(correct.shape[1]) / correct.shape[1] if rates is None else rates
+    rates = torch.ones(correct.shape[1]) / correct.shape[1]
     W, b, probabilities, wanted = logits.clone(), torch.zeros_like(logits[:, :1] if shared else logits), [], set(record)
     for step in range(max(record) + 1):
         now = W + b

@@ -151,7 +151,7 @@ class Linreg(Config):
                 ("sgd", "random", "sgd", lr, steps), ("adam", "random", "adam", lr / 10, steps),
                 ("rmsprop", "random", "rmsprop", lr / 10, steps), ("muon", "random", "muon", lr, max(1, steps // 10))):
             t, maps = learners.linear_network(W, rate, n, start, u0, optimizer, every=max(1, n // 400),
-                                           generator=stream(self.seed, "learners"))            # the same random starts for all
+                                              generator=stream(self.seed, "learners"))            # the same random starts for all
             yield system, t, tasks.mode_strength(maps, U, Vh.mT, s), dict(off_diagonal=tasks.off_diagonal(maps, U, Vh.mT, s))
             theory = dict(learner=learners.deep_linear_theory, shallow=learners.shallow_theory, muon=learners.muon_theory).get(system)
             if theory:
@@ -349,7 +349,7 @@ class Bandit(Config):
         logits *= self.learner_spread if spread else self.learner_sd
         last = self.learner_steps * (40 if spread else 1)                      # a spread-out start takes that much longer
         steps = sorted({0, *(round(last ** (i / 200)) + j for i in range(201) for j in (0, 1))})      # in pairs, to see what one step does
-        return torch.tensor(steps), learners.policy_gradient(correct, logits, self.learner_lr, steps, shared, None, trials, generator)
+        return torch.tensor(steps), learners.policy_gradient(correct, logits, self.learner_lr, steps, shared, trials, generator)
 
     def learner_curves(self, correct):
         """Yields (system, steps (R,), strengths (R, S, C), no other readings): those of STARTS, and REINFORCE by samples."""
@@ -702,7 +702,7 @@ def parse(arguments):
         sub = families.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
         size, out = sub.add_mutually_exclusive_group(), Path("runs") / (name if name != "all" else "")
         size.add_argument("--quick", action="store_true", help="a smoke run, in seconds")
-        size.add_argument("--full", action="store_true", help="as near the originals as is known, in hours")
+        size.add_argument("--full", action="store_true", help="larger, for hours; nonlinreg with the Learner of Rahaman et al.")
         sub.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for the results (default: {out})")
         sub.add_argument("--fresh", action="store_true", default=False, help="ignore an earlier run there")
         for f in fields(cls):

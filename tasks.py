@@ -244,7 +244,7 @@ def random_orthogonal(n, dim, generator):
 class LinearRegression(FeatureRegression):
     r"""y = W x + eps,   W_ij ~ N(0, 1 / dim),   x ~ N(0, I),   eps ~ N(0, noise^2 I).  Mode k is the k-th singular triplet of W.
 
-    20 trials are Rabinowitz's; dim, noise and the prior's scale are our choice. The prior's spectrum at dim 5: 95% within 0.026 … 1.945.
+    20 trials are, by second-hand notes, Rabinowitz's; dim, noise and the prior's scale are our choice. The prior's spectrum at dim 5: 95% within 0.026 … 1.945.
     """
 
     def __init__(self, dim=5, noise=0.1, trials=20):
@@ -292,7 +292,7 @@ class FourierRegression(FeatureRegression):
     r"""y = sum_k a_k cos 2 pi k x + b_k sin 2 pi k x + eps,   a_k, b_k ~ N(0, 1 / K),   x ~ U[0, 1),   eps ~ N(0, noise^2).
 
     frequencies: K whole numbers, any set of them (low-pass, band-pass). Mode k is the k-th frequency. The posterior is that of a
-    Gaussian process with the band-limited kernel k(x, x') = 1/K sum_k cos 2 pi k (x - x'). All of it our choice but the LSTM's input.
+    Gaussian process with the band-limited kernel k(x, x') = 1/K sum_k cos 2 pi k (x - x'). All of it our choice.
     """
     outputs = input_size = 1
 
@@ -353,7 +353,7 @@ def fourier_strength(f, target, frequencies):
 class ContextualBandit:
     r"""In each of C contexts one of A actions, drawn uniformly, is rewarded with 1, the others with 0. Mode k is context k.
 
-    5 contexts and 5 actions are Rabinowitz's; 60 trials and contexts uniform at random are our choice. rates: (C,) how often each
+    5 contexts and 5 actions are, by second-hand notes, Rabinowitz's; 60 trials and contexts uniform at random are our choice. rates: (C,) how often each
     context comes, scaled to sum to 1. A task is the vector of correct actions (C,).
 
     Here every predictor is an agent: begin(B, prior) an episode; policy() -> (B, C, A), before each trial, for every context;
