@@ -257,17 +257,21 @@ class Nonlinreg(Config):
             yield f"{band[0]} to {band[-1]}", source, self.targets(source, generator)
 
     def more_rows(self, predictors, prior, W, curves, generator, folder):
-        """fits.csv: one task, one episode, and what each system makes of it at five times; Bayes with its posterior deviation."""
+        """fits.csv: one task, one episode, and what each system makes of it before each trial; Bayes with its posterior deviation.
+
+        Of the Learner as many moments, or fewer; first evenly spaced, then at the squares, since it learns its first modes so early.
+        """
         x, y = prior.episodes(W[:1], generator)
         xq = tasks.FourierRegression(prior.frequencies, grid=self.learner_grid).queries()
         target, phi = (prior.features(xq) @ W[0].mT)[:, 0], prior.features(xq.double())
         deviation = torch.einsum("qf, tfg, qg -> tq", phi, predictors["bayes"].posterior(x, y)[1][0], phi).clamp_min(0).sqrt()
-        steps, learner = self.relu_learner(target[None], max(1, self.learner_steps // 50))
+        steps, learner = self.relu_learner(target[None], max(1, self.learner_steps // 200))
+        last, T = len(steps) - 1, prior.trials
         curves = [("target", 0, target, None)]
-        curves += [("learner", steps[i].item(), learner[i, 0], None) for i in sorted({min(i, len(steps) - 1) for i in (1, 3, 8, 20, 50)})]
-        for t in sorted({round(share * prior.trials) for share in (0.05, 0.1, 0.2, 0.4, 1.0)}):
-            for system in ("meta", "bayes"):
-                curves.append((system, t, predictors[system].query(x, y, xq)[0, t, :, 0].cpu(), deviation[t] if system == "bayes" else None))
+        curves += [("learner", steps[i].item(), learner[i, 0], None) for i in sorted({min(last, max(t, round(last * (t / T) ** 2))) for t in range(T + 1)})]
+        for system in ("meta", "bayes"):
+            answers = predictors[system].query(x, y, xq)[0, ..., 0].cpu()
+            curves += [(system, t, answers[t], deviation[t] if system == "bayes" else None) for t in range(T + 1)]
         rows = [("data", t, *point, "") for t, point in enumerate(zip(x.flatten().tolist(), y.flatten().tolist()))]
         for system, t, f, spread in curves:
             rows += [(system, t, xq[i, 0].item(), f[i].item(), "" if spread is None else spread[i].item()) for i in range(len(xq))]

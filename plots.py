@@ -284,8 +284,10 @@ def draw_nonlinreg(tables, indices, labels, learner_labels, bands, folder):
         """One function of fits.csv."""
         return table[column][(table["system"] == system) & ((table["time"] == time) if time is not None else True)].astype(float)
     data = np.stack([curve("data", "x"), curve("data")], 1)
-    rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in np.unique(curve("learner", "time"))])]
-    trials = np.unique(curve("bayes", "time"))
+    steps, trials = np.unique(curve("learner", "time")), np.unique(curve("bayes", "time"))
+    steps = [steps[round(share * (len(steps) - 1))] for share in (0.1, 0.25, 0.4, 0.6, 1)]
+    trials = [trials[round(share * (len(trials) - 1))] for share in (0.05, 0.1, 0.2, 0.4, 1)]
+    rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in steps])]
     rows.append(("Meta-Learner", [(f"{t:g} trials", curve("meta", time=t), None, int(t)) for t in trials]))
     rows.append(("Bayes", [(f"{t:g} trials", curve("bayes", time=t), curve("bayes", "deviation", t), int(t)) for t in trials]))
     fits(curve("target", "x"), curve("target"), data, rows, folder / "fits")
