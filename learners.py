@@ -1,4 +1,5 @@
-r"""Learners: systems that learn one task by gradient descent, run as an ensemble in one batched computation, and their closed forms.
+r"""Learners: systems that learn one task by gradient descent, run as an ensemble in one batched computation, and their closed forms; and the
+measures of how any system learns.
 
     W = torch.diag(torch.tensor([1.6, 0.3]))[None]                     # one 2 x 2 target
     steps, maps = linear_network(W, lr=0.01, steps=1000, start="random")
@@ -12,6 +13,8 @@ Schaul et al. 2019, arXiv 1904.11455 (ray interference in policy gradients).
 Imports nothing of ours: copy it alone. Left out on purpose: minibatches and input noise in supervised learning, where inputs are white and
 gradients exact, so that the closed forms hold. What is random is drawn from an explicit generator.
 """
+import math
+
 import torch
 
 OPTIMIZERS = {
@@ -194,3 +197,76 @@ def policy_gradient(correct, logits, lr, record, shared=True, trials=0, generato
         W = W + lr * gradient
         b = b + lr * (gradient.sum(1, keepdim=True) if shared else gradient)
     return torch.stack(probabilities)
+
+
+# ---------------------------------------------------------------- measures, the same for every family and system
+
+def half_time(strength, time):
+    r"""When each mode is half learned: the first upward crossing of 1/2, linearly interpolated.
+
+    strength: (..., N) mode strength at times `time` (N,), increasing. Returns (...): in the units of `time`; `time[0]`
+    where a mode starts at 1/2 or above, inf where it is never reached.
+    """
+    above = strength >= 0.5
+    after = above.int().argmax(-1).clamp_min(1)                       # argmax finds the first True
+    s0, s1 = (strength.gather(-1, i[..., None])[..., 0] for i in (after - 1, after))
+    t0, t1 = time[after - 1], time[after]
+    crossing = t0 + (t1 - t0) * (0.5 - s0) / (s1 - s0)
+    crossing = torch.where(above[..., 0], time[0], crossing)
+    return torch.where(above.any(-1), crossing, torch.inf)
+
+
+def staggering_index(half_times):
+    """Latest half-time over earliest. half_times: (..., K), positive. Returns (...): 1 is concurrent, inf if a mode is not reached."""
+    last = half_times.amax(-1)
+    return torch.where(last.isinf(), torch.inf, last / half_times.amin(-1))
+
+
+def geometric_mean(values):
+    """Geometric mean over the last axis; inf if any value is."""
+    return values.log().mean(-1).exp()
+
+
+def captured_fraction(prior, meta, bayes):
+    r"""kappa = (L_prior - L_meta) / (L_prior - L_bayes), each loss a mean over the last axis (tasks).
+
+    1 is Bayes-optimal, 0 never learns; nan where Bayes has gained nothing to capture.
+    """
+    gain = (prior - bayes).mean(-1)
+    return torch.where(gain > 0, (prior - meta).mean(-1) / gain, torch.nan)
+
+
+def bootstrap_interval(statistic, *samples, generator, resamples=2000):
+    """Percentile bootstrap 95% interval of `statistic`, resampling tasks; paired samples are resampled together.
+
+    samples: (N,) each; statistic maps tensors (..., N) to (...). Returns (low, high).
+    """
+    n = len(samples[0])
+    pick = torch.randint(n, (resamples, n), generator=generator)
+    values = statistic(*(s[pick] for s in samples)).sort().values
+    return values[int(0.025 * resamples)].item(), values[int(0.975 * resamples) - 1].item()
+
+
+def describe(strength, time, generator):
+    """What one system shows, from strengths (R, N, K) at times (R,), of N tasks or seeds.
+
+    Returns a dict: half_times (K,), geometric means over tasks; the staggering index, taken per task before any averaging, its geometric
+    mean, and its 95% interval; and of how many modes in all tasks, how many are left_out and not_reached. A mode above 1/2 from the start
+    has no half-time and is left out of the index, and its task with it where fewer than two modes remain, unless there was but one. With
+    no task left the index is inf.
+    """
+    half = half_time(strength.movedim(0, -1), time)
+    started, reached = half > time[0], half.isfinite()
+    index = staggering_index(torch.where(started, half, half.amax(-1, keepdim=True)))
+    index = index[started.sum(-1) >= min(2, half.shape[-1])]
+    index = index if len(index) else torch.tensor([math.inf])
+    times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
+    return dict(half_times=times, staggering=geometric_mean(index).item(),
+                staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)),
+                left_out=(~started).sum().item(), not_reached=(~reached).sum().item(), of=half.numel())
+
+
+def in_order_learned(strength, time):
+    """Strengths (R, N, K) with the modes of each task or seed in the order in which it learned them, for modes that are alike but in name."""
+    order = half_time(strength.movedim(0, -1), time).argsort(dim=-1, stable=True)
+    return strength.gather(-1, order.expand(strength.shape))

@@ -117,6 +117,14 @@ class MetaAgent:
         return tuple(torch.stack(z, 1) for z in zip(*record))
 
 
+def squared_error_loss(model, prior, batch, generator):
+    """The loss of an outer step in regression, twice (to descend, to report): squared error over all trials of a batch of fresh episodes."""
+    x, y = prior.episodes(prior.sample(batch, generator), generator)
+    guess = model.predict(x, y)
+    loss = (guess - y.to(guess.device)).square().mean()
+    return loss, loss
+
+
 def policy_gradient_loss(agent, prior, batch, entropy, generator):
     r"""A loss whose gradient is the policy gradient of the expected reward, with a learned baseline and an entropy bonus.
 
@@ -225,14 +233,32 @@ def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config
     return snapshots
 
 
+def weights(model):
+    """How many entries the matrices of a model have: each takes a multiplication and an addition a trial, forward."""
+    return sum(p.numel() for p in model.parameters() if p.ndim == 2)
+
+
+@torch.no_grad()
+def matrix_product_rate(device, n=512, seconds=0.2):
+    """What this machine can do at best: floating-point operations a second in products of n x n matrices in float32."""
+    a, count, start = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device), 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        (a @ a).trace().item()                            # waits for a GPU
+        count += 1
+    return 2 * n**3 * count / (time.perf_counter() - start)
+
+
 class Progress:
-    """One line while the outer loop works: in place on a terminal, ten plain lines in a log. The loss shown is a running mean.
+    """One line while the outer loop works: in place on a terminal, ten plain lines in a log. The loss shown is a running mean. At the
+    end another, with its speed beside that of this machine's matrix product.
 
     loss_prior, loss_bayes: those of the predictor that never learns and of Bayes; negative where they are rewards.
+    operations: floating-point operations in an outer step.
     """
 
-    def __init__(self, steps, loss_prior, loss_bayes):
-        self.steps, self.prior, self.bayes, self.loss, self.shown = steps, loss_prior, loss_bayes, None, 0.0
+    def __init__(self, steps, loss_prior, loss_bayes, operations, device):
+        self.steps, self.prior, self.bayes, self.operations, self.device = steps, loss_prior, loss_bayes, operations, device
+        self.loss, self.shown = None, 0.0
 
     def __call__(self, step, loss):
         now, terminal = time.perf_counter(), sys.stderr.isatty()
@@ -241,7 +267,7 @@ class Progress:
         self.loss += 0.02 * (loss - self.loss)
         last = step + 1 == self.steps
         if last or (now - self.shown > 0.2 if terminal else (step + 1) % max(1, self.steps // 10) == 0):
-            self.shown, ms = now, 1e3 * (now - self.start) / (step + 1 - self.first)
+            self.shown, ms = now, 1e3 * (now - self.start) / max(1, step - self.first)
             what, captured = "loss" if self.bayes > 0 else "reward", (self.prior - self.loss) / ((self.prior - self.bayes) or 1)
             line = (f"step {step + 1}/{self.steps}  {what} {abs(self.loss):.3f}, Bayes {abs(self.bayes):.3f}  κ {captured:.2f}  "
                     f"{ms:.0f} ms  {(self.steps - step - 1) * ms / 1e3:.0f} s left")
@@ -249,6 +275,9 @@ class Progress:
                 width = shutil.get_terminal_size().columns - 1
                 line = "\r" + line[:width].ljust(width)
             print(line, end="" if terminal and not last else "\n", file=sys.stderr, flush=True)
+            if last and step > self.first:
+                rate, best = self.operations / ms * 1e3, matrix_product_rate(self.device)
+                print(f"{rate / 1e9:.3g} GFLOP/s, {rate / best:.0%} of the matrix product's {best / 1e9:.3g} on this machine", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -3,9 +3,15 @@ r"""metadyn: how structure is learned, by a Learner, by a Meta-Learner and by Ba
     python metadyn.py linreg                 # the whole experiment, pictures and table in runs/linreg
     python metadyn.py linreg --quick         # the same in seconds, too short to learn much
     python metadyn.py linreg --help          # every setting with its default and unit
+    python metadyn.py all --seeds 5          # the three families, each over five seeds, and one overview
+
+and from Python, with the settings as arguments:
+
+    result = metadyn.linreg(quick=True)
+    time, strength, stderr = result.curve("meta")        # (R,), (R, K), (R, K), ready to plot
 
 This file holds the settings, the experiments wired together from tasks.py, learners.py, meta.py and plots.py, and the files a
-run writes. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services, multi-GPU.
+run writes. The path from a command to its figures: `main`, `repeat`, `run`, `experiment`, then the family's `draw`. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services, multi-GPU.
 """
 import argparse
 import csv
@@ -13,7 +19,9 @@ import ctypes
 import io
 import json
 import math
+import statistics
 import sys
+import textwrap
 import time
 import typing
 from contextlib import contextmanager
@@ -72,22 +80,37 @@ class Config:
     def check(self):
         """Raises Mistake where a setting is not what its field allows; fills in the settings that others decide."""
         for f in fields(self):
-            given, rule = getattr(self, f.name), f.metadata
-            name = "--" + f.name.replace("_", "-")
+            name, rule, several = "--" + f.name.replace("_", "-"), f.metadata, typing.get_args(f.type)
+            given = getattr(self, f.name)
             if rule["choices"]:
                 if given not in rule["choices"]:
                     raise Mistake(name, given, ", ".join(rule["choices"]))
                 continue
-            for value in given if isinstance(given, list) else [given]:
+            try:
+                values = list(map(several[0] if several else f.type, given if several else [given]))
+                if values != list(given if several else [given]):
+                    raise ValueError
+            except (TypeError, ValueError, OverflowError):
+                raise Mistake(name, given, "a whole number" if int in (f.type, *several) else "a number") from None
+            for value in values:
                 if not (math.isfinite(value) and rule["low"] <= value <= rule["high"] and value > rule["above"]):
                     bound = f"at least {rule['low']}" if math.isfinite(rule["low"]) else f"more than {rule['above']}"
                     bound += f" and at most {rule['high']}" if math.isfinite(rule["high"]) else ""
                     raise Mistake(name, value, f"a finite number, {bound}")
+            setattr(self, f.name, values if several else values[0])
         self.adam_lr = self.adam_lr or (0.01 if self.outer_optimizer == "muon" else 0.003)
 
-    alike = False                                         # whether modes differ in name only
+    # What `experiment` asks of a family. It must have four methods of its own:
+    #     priors()               task distributions by suffix: that of "" is the family's, others serve the test out of distribution
+    #     targets(prior, g)      the fixed evaluation tasks, as weights (N, Dy, F)
+    #     learner_curves(W)      yields (system, steps (R,), mode strengths (R, N, K), other readings by name); one system is "learner"
+    #     mode_names()           what the figures call the K modes
+    # The rest are as in regression, and may be replaced.
 
-    # what `experiment` asks of a family: these, as they are in regression; and priors, targets, learner_curves, conditions and draw
+    QUICK = dict(hidden=48, outer_steps=300, batch=64, eval_tasks=4, eval_episodes=64, fresh_tasks=512)
+    FULL = dict(hidden=256, outer_steps=30000, eval_tasks=64, fresh_tasks=16384)
+    passes = 3                                            # of an outer step: forward, and backward, which is twice the work
+    alike = False                                         # whether modes differ in name only
 
     def build(self, prior, generator):
         """A Meta-Learner for this prior, untrained."""
@@ -98,19 +121,25 @@ class Config:
         return model
 
     def outer_loss(self, prior, model, generator, share):
-        """The outer loop's loss on a batch of fresh episodes, twice (to descend, to report): squared error over all trials."""
-        x, y = prior.episodes(prior.sample(self.batch, generator), generator)
-        guess = model.predict(x, y)
-        loss = (guess - y.to(guess.device)).square().mean()
-        return loss, loss
+        """The loss of an outer step, twice (to descend, to report). share: of the outer loop that is done."""
+        return meta.squared_error_loss(model, prior, self.batch, generator)
 
-    def more_curves(self, predictors, prior, targets, trials):
-        """Further curves, of controls and closed forms, as (trials, strengths (T + 1, N, K)) by system."""
-        return {}
+    def for_prior(self, suffix):
+        """The settings under which the Meta-Learner of one of the priors is trained."""
+        return self
 
-    def more_rows(self, predictors, prior, targets, curves, generator, folder):
-        """Rows of CSV files that this family alone writes, by name."""
-        return {}
+    def conditions(self, W, priors, generator):
+        """Yields (condition, prior, targets) for the out-of-distribution test."""
+        for scale in (1, 4):
+            yield f"evaluation tasks, scaled by {scale}", priors[""], scale * W
+
+    def more(self, predictors, prior, W, curves, generator, folder):
+        """What this family alone measures: further curves, (times, strengths (R, N, K)) by system; and rows of further CSV files, by name."""
+        return {}, {}
+
+    def draw(self, tables, indices, folder):
+        """Writes the figures. tables: by name, dicts of columns; indices: staggering by system, as the figures say it."""
+        plots.draw_family(tables, indices, self.mode_names(), folder)
 
 
 @dataclass
@@ -132,10 +161,8 @@ class Linreg(Config):
             raise Mistake("--singular-values", len(self.singular_values), f"as many as --dim, {self.dim}")
         self.singular_values = sorted(self.singular_values, reverse=True)      # mode 1 is the strongest
 
-    # what the frame asks of a family: its priors, its evaluation tasks, its Learners, its out-of-distribution test, its figures
-
     def priors(self):
-        """The task distributions that a Meta-Learner is trained on, by the suffix of the systems that go with each."""
+        """The task distribution."""
         return {"": tasks.LinearRegression(self.dim, self.noise, self.trials)}
 
     def targets(self, prior, generator):
@@ -163,16 +190,15 @@ class Linreg(Config):
         for scale in self.scales:
             yield f"{scale:g}", priors[""], scale * W
 
-    def mode_names(self):
+    def mode_names(self, system="meta"):
         """What the figures call the modes."""
         return [f"s = {s:g}" for s in self.singular_values]
 
     def draw(self, tables, indices, folder):
         """Writes the figures."""
-        plots.draw_linreg(tables, indices, self.mode_names(), folder)
+        plots.draw_linreg(tables, indices, self.mode_names(), self.singular_values, folder)
 
     QUICK = dict(hidden=48, outer_steps=400, batch=64, eval_tasks=8, eval_episodes=128, fresh_tasks=1024)
-    FULL = dict(hidden=256, outer_steps=30000, eval_tasks=64, fresh_tasks=16384)
 
 
 @dataclass
@@ -222,6 +248,10 @@ class Nonlinreg(Config):
         return {"": tasks.FourierRegression([*lower, *upper], self.noise, self.trials, self.grid),
                 "_bandpass": tasks.FourierRegression(upper, self.noise, self.trials, self.grid)}
 
+    def for_prior(self, suffix):
+        """The same, with the outer steps of the second prior."""
+        return replace(self, outer_steps=self.bandpass_steps) if suffix else self
+
     def targets(self, prior, generator):
         """Fixed evaluation tasks of one amplitude at every frequency, that of the prior, and random phases: weights (N, 1, 2 K)."""
         return prior.evaluation_tasks(self.eval_tasks, torch.full((len(prior.frequencies),), (2 * prior.weight_var) ** 0.5), generator)
@@ -256,7 +286,7 @@ class Nonlinreg(Config):
             source = tasks.FourierRegression(band, self.noise, self.trials, self.grid)
             yield f"{band[0]} to {band[-1]}", source, self.targets(source, generator)
 
-    def more_rows(self, predictors, prior, W, curves, generator, folder):
+    def more(self, predictors, prior, W, curves, generator, folder):
         """fits.csv: one task, one episode, and what each system makes of it before each trial; Bayes with its posterior deviation.
 
         Of the Learner as many moments, or fewer; first evenly spaced, then at the squares, since it learns its first modes so early.
@@ -267,30 +297,26 @@ class Nonlinreg(Config):
         deviation = torch.einsum("qf, tfg, qg -> tq", phi, predictors["bayes"].posterior(x, y)[1][0], phi).clamp_min(0).sqrt()
         steps, learner = self.relu_learner(target[None], max(1, self.learner_steps // 200))
         last, T = len(steps) - 1, prior.trials
-        curves = [("target", 0, target, None)]
-        curves += [("learner", steps[i].item(), learner[i, 0], None) for i in sorted({min(last, max(t, round(last * (t / T) ** 2))) for t in range(T + 1)})]
-        for system in ("meta", "bayes"):
-            answers = predictors[system].query(x, y, xq)[0, ..., 0].cpu()
-            curves += [(system, t, answers[t], deviation[t] if system == "bayes" else None) for t in range(T + 1)]
-        rows = [("data", t, *point, "") for t, point in enumerate(zip(x.flatten().tolist(), y.flatten().tolist()))]
-        for system, t, f, spread in curves:
-            rows += [(system, t, xq[i, 0].item(), f[i].item(), "" if spread is None else spread[i].item()) for i in range(len(xq))]
-        return dict(fits=rows)
+        seen = sorted({min(last, max(t, round(last * (t / T) ** 2))) for t in range(T + 1)})
+        meta_f, bayes_f = (predictors[system].query(x, y, xq)[0, ..., 0].cpu() for system in ("meta", "bayes"))
+        trials = torch.arange(T + 1)[:, None]
+        rows = long("data", trials[:-1, 0], x[0, :, 0], y[0, :, 0], "") + long("target", 0, xq[:, 0], target, "")
+        rows += long("learner", steps[seen, None], xq[:, 0], learner[seen, 0], "")
+        rows += long("meta", trials, xq[:, 0], meta_f, "") + long("bayes", trials, xq[:, 0], bayes_f, deviation)
+        return {}, dict(fits=rows)
 
-    def mode_names(self):
+    def mode_names(self, system="meta"):
         """What the figures call the modes."""
         low, high = self.passband()
-        return [f"k = {k}" for k in range(low, high + 1)]
+        return [f"k = {k}" for k in (self.learner_frequencies if system == "learner" and self.learner_frequencies else range(low, high + 1))]
 
     def draw(self, tables, indices, folder):
         """Writes the figures."""
-        learner_names = [f"k = {k}" for k in self.learner_frequencies] or self.mode_names()
-        plots.draw_nonlinreg(tables, indices, self.mode_names(), learner_names, self.bands(), folder)
+        plots.draw_nonlinreg(tables, indices, self.mode_names(), self.mode_names("learner"), self.bands(), folder)
 
-    QUICK = dict(hidden=48, outer_steps=300, bandpass_steps=100, batch=64, eval_episodes=64, eval_tasks=4, fresh_tasks=512,
-                 learner_hidden=64, learner_layers=3, learner_steps=500)
-    FULL = dict(hidden=256, outer_steps=30000, bandpass_steps=30000, eval_episodes=4096, fresh_tasks=16384, eval_tasks=20,
-                learner_lr=3e-4, learner_steps=60000, learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
+    QUICK = Config.QUICK | dict(bandpass_steps=100, learner_hidden=64, learner_layers=3, learner_steps=500)
+    FULL = Config.FULL | dict(bandpass_steps=30000, eval_episodes=4096, eval_tasks=20, learner_lr=3e-4,
+                              learner_steps=60000, learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
 
 
 @dataclass
@@ -313,6 +339,7 @@ class Bandit(Config):
     scaling: list[int] = option([2, 3, 4, 5, 6, 7, 8], "numbers of contexts, for the time to a mean J of 0.9", low=1)
     scaling_meta: int = option(0, "1 to train a Meta-Learner for each of them too", low=0)
 
+    passes = 4                                            # as in regression, and the rollouts, forward
     alike = True                                          # contexts differ in name only: order them as each run learned them
 
     def check(self):
@@ -369,37 +396,47 @@ class Bandit(Config):
         yield "equal rates", priors[""], correct
         yield "unequal rates", tasks.ContextualBandit(self.contexts, self.actions, self.trials, self.rates()), correct
 
-    def more_curves(self, agents, prior, correct, trials):
-        """The Bayes-optimal curve in closed form; and, with the actions' names kept, the Meta-Learner and a Bayes that tries them in order."""
-        curves = dict(bayes_theory=prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1))
+    def more(self, agents, prior, correct, curves, generator, folder):
+        """The Bayes-optimal curve in closed form; with the actions' names kept, the Meta-Learner and a Bayes that tries them in order.
+        runs.csv: some Learners one by one. interference.csv. scaling.csv.
+        """
+        further, trials = dict(bayes_theory=prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1)), curves["meta"][0]
         for system, agent in ("meta_fixed", agents["meta"]), ("bayes_fixed", tasks.OrderedBayesAgent()):
-            curves[system], _ = prior.inner_loop(agent, correct, max(1, self.eval_episodes // 4), stream(self.seed, "probe"), relabel=False)
-        return {system: (trials, strength) for system, strength in curves.items()}
+            further[system], _ = prior.inner_loop(agent, correct, max(1, self.eval_episodes // 4), stream(self.seed, "probe"), relabel=False)
+        runs = []
+        for system in self.STARTS:
+            t, strength = curves[system]
+            ordered = learners.in_order_learned(strength[:, :6], t)
+            for run in range(ordered.shape[1]):
+                runs += long(system, run, torch.arange(1, self.contexts + 1)[:, None], t, ordered[:, run].T)
+        rows = dict(runs=runs, interference=self.interference_rows(agents, prior, curves, generator), scaling=self.scaling_rows(generator, folder))
+        return {system: (trials, strength) for system, strength in further.items()}, rows
 
-    def more_rows(self, agents, prior, correct, curves, generator, folder):
-        """runs.csv: some Learners one by one. interference.csv. scaling.csv: time to a mean J of 0.9 against the number of contexts."""
-        rows = dict(runs=[], interference=[], scaling=[])
+    def interference_rows(self, agents, prior, curves, generator):
+        """What a step or a visit does for an unsolved context, by how many others are solved: rows of interference.csv."""
+        rows = []
         for system in self.STARTS:
             t, strength = curves[system]
             J = strength * (1 - 1 / self.actions) + 1 / self.actions
-            strength = tasks.in_order_learned(strength[:, :6], t)
-            rows["runs"] += [(system, run, k + 1, t[r].item(), strength[r, run, k].item())
-                             for run in range(strength.shape[1]) for k in range(self.contexts) for r in range(len(t))]
             before, after = (J[i][t.diff() == 1] for i in (slice(None, -1), slice(1, None)))      # looks one gradient step apart
-            rows["interference"] += [(system, n, *each) for n, each in enumerate(tasks.interference(before, after, after >= 0))]
+            rows += [(system, n, *each) for n, each in enumerate(tasks.interference(before, after, after >= 0))]
         episodes = prior.episodes(prior.sample(2048, generator), generator)
         visited = torch.nn.functional.one_hot(episodes[1], self.contexts)
         first = (visited > 0) & (visited.cumsum(1) == 1)                       # only first visits are alike in what they can teach
         for system in ("meta", "bayes"):
             J = prior.play(agents[system], *episodes)[1]
-            rows["interference"] += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:, :-1], J[:, 1:], first))]
-        rows["interference"] = [row for row in rows["interference"] if row[-1]]
+            rows += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:, :-1], J[:, 1:], first))]
+        return [row for row in rows if row[-1]]
+
+    def scaling_rows(self, generator, folder):
+        """The time to a mean J of 0.9 against the number of contexts: rows of scaling.csv."""
+        rows = []
         for contexts in self.scaling:
             for system in ("learner", "decoupled"):
                 t, J = self.learn(system, contexts)
-                times = tasks.half_time((J.mean(-1) - 0.4).T, t)               # where J - 0.4 is 0.5, J is 0.9
-                rows["scaling"].append((system, contexts, tasks.geometric_mean(times).item(),
-                                        *tasks.bootstrap_interval(tasks.geometric_mean, times, generator=generator)))
+                times = learners.half_time((J.mean(-1) - 0.4).T, t)            # where J - 0.4 is 0.5, J is 0.9
+                rows.append((system, contexts, learners.geometric_mean(times).item(),
+                             *learners.bootstrap_interval(learners.geometric_mean, times, generator=generator)))
             longer = tasks.ContextualBandit(contexts, self.actions, 3 * self.actions * contexts)
             curves = dict(bayes=longer.bayes_curve().mean(-1))
             if self.scaling_meta:
@@ -407,11 +444,11 @@ class Bandit(Config):
                     model, _ = train(self, longer, folder / f"checkpoint_contexts{contexts}.pt")
                 curves["meta"] = longer.play(meta.MetaAgent(model), *longer.episodes(longer.sample(2048, generator), generator))[1].mean((0, 2))
             for system, curve in curves.items():
-                moment = tasks.half_time(curve - 0.4, torch.arange(longer.trials + 1.0)).item()
-                rows["scaling"].append((system, contexts, moment, moment, moment))
+                moment = learners.half_time(curve - 0.4, torch.arange(longer.trials + 1.0)).item()
+                rows.append((system, contexts, moment, moment, moment))
         return rows
 
-    def mode_names(self):
+    def mode_names(self, system="meta"):
         """What the figures call the modes: contexts in the order in which they were learned."""
         return ["first"] + [str(k) for k in range(2, self.contexts)] + ["last"] * (self.contexts > 1)
 
@@ -419,8 +456,8 @@ class Bandit(Config):
         """Writes the figures."""
         plots.draw_bandit(tables, indices, self.mode_names(), self.rates(), folder)
 
-    QUICK = dict(hidden=48, outer_steps=100, batch=32, eval_tasks=4, eval_episodes=64, fresh_tasks=512, learner_seeds=50, learner_steps=500, scaling=[2, 5])
-    FULL = dict(hidden=256, outer_steps=10000, eval_tasks=64, fresh_tasks=16384, learner_seeds=1000, scaling_meta=1)
+    QUICK = Config.QUICK | dict(outer_steps=100, batch=32, learner_seeds=50, learner_steps=500, scaling=[2, 5])
+    FULL = Config.FULL | dict(outer_steps=10000, learner_seeds=1000, scaling_meta=1)
 
 
 FAMILIES = {"linreg": Linreg, "nonlinreg": Nonlinreg, "bandit": Bandit}
@@ -436,14 +473,20 @@ def stream(seed, purpose):
     return torch.Generator().manual_seed(len(PURPOSES) * seed + PURPOSES.index(purpose))
 
 
+def long(*columns):
+    """Rows of a table from columns, strings, numbers and arrays, that broadcast against each other; the last axis runs fastest."""
+    return list(zip(*(column.ravel().tolist() for column in np.broadcast_arrays(*columns))))
+
+
 def train(config, prior, checkpoint, snapshot=lambda model: {}):
     """Trains a Meta-Learner for this prior, or goes on from its checkpoint. Returns it and its snapshots."""
     model = config.build(prior, stream(config.seed, "initialisation")).to(config.device)
     optimizers, generator = meta.make_optimizers(model, config.outer_optimizer, config.muon_lr, config.adam_lr), stream(config.seed, "probe")
     some = prior.episodes(prior.sample(1024, generator), generator)
     bounds = [prior.losses(predictor, *some).mean().item() for predictor in prior.references().values()]
+    progress = meta.Progress(config.outer_steps, *bounds, 2 * config.passes * meta.weights(model) * config.batch * prior.trials, config.device)
     return model, meta.outer_loop(model, partial(config.outer_loss, prior), config.outer_steps, optimizers, stream(config.seed, "tasks"),
-                                  snapshot, checkpoint, asdict(config), report=meta.Progress(config.outer_steps, *bounds))
+                                  snapshot, checkpoint, asdict(config), report=progress)
 
 
 def experiment(config, folder):
@@ -453,13 +496,13 @@ def experiment(config, folder):
     few, trials = max(1, config.eval_episodes // 64), torch.arange(prior.trials + 1.0)      # few: episodes a task, where that will do
     targets = config.targets(prior, evaluation)
     fresh = prior.episodes(prior.sample(config.fresh_tasks, evaluation), evaluation)
-    curves, rows = {}, dict(probe=[], ood=[])
-    for system, t, strength, others in config.learner_curves(targets):
-        curves[system] = t, strength
-        rows["probe"] += probe_rows(system, t, others)
-    predictors = {name + suffix: predictor for suffix, p in priors.items() for name, predictor in p.references().items()}
-    losses = {system: prior.losses(predictors[system], *fresh) for system in ("prior", "bayes")}
-    clock.append(time.perf_counter())
+    curves, rows = {}, dict(probe=[], performance=[], outer_loop=[], ood=[], dynamics=[])
+
+    def keep(system, time, strength, readings):
+        """Takes the strengths of a system, (R, N, K) at times (R,), and the other readings of its modes, (R, N) each."""
+        curves[system] = time, strength
+        for name, reading in readings.items():
+            rows["probe"] += long(system, time, name, reading.mean(1))
 
     def inner_loop(predictor, n, prior=prior, targets=targets):
         """Strengths within episodes, and other readings, on the same episodes for every predictor."""
@@ -468,69 +511,49 @@ def experiment(config, folder):
     def snapshot(model):
         """What outer_loop.csv tells of the Meta-Learner at one outer step."""
         strength = inner_loop(config.predictor(model), few)[0].mean(1)
-        return dict(strength=strength[-1].tolist(), half_time=tasks.half_time(strength.T, trials).tolist(),
+        return dict(strength=strength[-1].tolist(), half_time=learners.half_time(strength.T, trials).tolist(),
                     value=prior.sign * prior.losses(config.predictor(model), *fresh).mean().item())
 
-    model, snapshots = train(config, prior, folder / "checkpoint.pt", snapshot)
-    predictors["meta"] = config.predictor(model)
-    for suffix in list(priors)[1:]:
-        model, _ = train(replace(config, outer_steps=config.bandpass_steps), priors[suffix], folder / f"checkpoint{suffix}.pt")
+    for curve in config.learner_curves(targets):
+        keep(*curve)
+    predictors = {name + suffix: predictor for suffix, p in priors.items() for name, predictor in p.references().items()}
+    losses = {system: prior.losses(predictors[system], *fresh) for system in ("prior", "bayes")}
+    clock.append(time.perf_counter())
+
+    for suffix, its_prior in priors.items():
+        model, seen = train(config.for_prior(suffix), its_prior, folder / f"checkpoint{suffix}.pt", snapshot if not suffix else lambda model: {})
         predictors["meta" + suffix] = config.predictor(model)
+        for s in seen if not suffix else ():
+            rows["outer_loop"] += long(s["outer_step"], range(1, len(s["strength"]) + 1), s["strength"], s["half_time"], s["value"])
     clock.append(time.perf_counter())
 
     with torch.no_grad():
         losses["meta"] = prior.losses(predictors["meta"], *fresh)
-        rows["outer_loop"] = outer_loop_rows(snapshots)
-        rows["performance"] = performance_rows({system: prior.sign * each for system, each in losses.items()})
+        for system, each in losses.items():
+            rows["performance"] += long(system, range(prior.trials), prior.sign * each.mean(0), each.std(0) / len(each) ** 0.5)
         for system in ("meta", "bayes"):
-            strength, others = inner_loop(predictors[system], config.eval_episodes)
-            curves[system] = trials, strength
-            rows["probe"] += probe_rows(system, trials, others)
+            keep(system, trials, *inner_loop(predictors[system], config.eval_episodes))
         for condition, source, shifted in config.conditions(targets, priors, evaluation):
             data = source.episodes(shifted.repeat_interleave(few, 0), evaluation)
             for system, predictor in predictors.items():
                 strength = inner_loop(predictor, few, source, shifted)[0][-1].mean(0)
                 value = source.sign * source.losses(predictor, *data).mean().item()
-                rows["ood"] += [(system, condition, k, s, value) for k, s in enumerate(strength.tolist(), 1)]
-        curves |= config.more_curves(predictors, prior, targets, trials)
-        rows |= config.more_rows(predictors, prior, targets, curves, stream(config.seed, "probe"), folder)
+                rows["ood"] += long(system, condition, range(1, len(strength) + 1), strength, value)
+        further_curves, further_rows = config.more(predictors, prior, targets, curves, stream(config.seed, "probe"), folder)
+    curves |= further_curves
     if config.alike:
-        curves = {system: (t, tasks.in_order_learned(strength, t)) for system, (t, strength) in curves.items()}
-    rows["dynamics"] = dynamics_rows(curves)
-
-    summary = {system: tasks.describe(strength, t, evaluation) for system, (t, strength) in curves.items()}
-    means = [losses[system].mean(1) for system in ("prior", "meta", "bayes")]
-    summary["captured"] = tasks.captured_fraction(*means).item()
-    summary["captured_ci"] = list(tasks.bootstrap_interval(tasks.captured_fraction, *means, generator=evaluation))
-    clock.append(time.perf_counter())
-    phases = zip(("learners", "outer_loop", "probes"), clock, clock[1:])       # of this process: what an earlier one did is not counted
-    return rows, summary | dict(seconds={phase: round(end - begin, 2) for phase, begin, end in phases})
-
-
-def dynamics_rows(curves):
-    """Rows of dynamics.csv from strengths (R, N, K) at times (R,) by system: the mean over tasks or seeds, and its standard error."""
-    rows = []
+        curves = {system: (t, learners.in_order_learned(strength, t)) for system, (t, strength) in curves.items()}
     for system, (t, strength) in curves.items():
         mean, stderr = strength.mean(1), strength.std(1) / strength.shape[1] ** 0.5
-        rows += [(system, k + 1, t[r].item(), mean[r, k].item(), stderr[r, k].item()) for k in range(mean.shape[1]) for r in range(len(t))]
-    return rows
+        rows["dynamics"] += long(system, torch.arange(1, mean.shape[1] + 1)[:, None], t, mean.T, stderr.T)
 
-
-def probe_rows(system, time, others):
-    """Rows of probe.csv from a dict of readings (R, N) at times (R,): means over tasks."""
-    return [(system, time[r].item(), name, mean) for name, reading in others.items() for r, mean in enumerate(reading.mean(1).tolist())]
-
-
-def performance_rows(values):
-    """Rows of performance.csv from errors or rewards (B, T) by system."""
-    return [(system, t, mean, stderr) for system, each in values.items()
-            for t, (mean, stderr) in enumerate(zip(each.mean(0).tolist(), (each.std(0) / len(each) ** 0.5).tolist()))]
-
-
-def outer_loop_rows(snapshots):
-    """Rows of outer_loop.csv from the snapshots of the outer loop."""
-    return [(s["outer_step"], k, strength, half_time, s["value"]) for s in snapshots
-            for k, (strength, half_time) in enumerate(zip(s["strength"], s["half_time"]), 1)]
+    summary = {system: learners.describe(strength, t, evaluation) for system, (t, strength) in curves.items()}
+    means = [losses[system].mean(1) for system in ("prior", "meta", "bayes")]
+    summary["captured"] = learners.captured_fraction(*means).item()
+    summary["captured_ci"] = list(learners.bootstrap_interval(learners.captured_fraction, *means, generator=evaluation))
+    clock.append(time.perf_counter())
+    phases = zip(("learners", "outer_loop", "probes"), clock, clock[1:])       # of this process: what an earlier one did is not counted
+    return rows | further_rows, summary | dict(seconds={phase: round(end - begin, 2) for phase, begin, end in phases})
 
 
 # ---------------------------------------------------------------- files of a run
@@ -550,26 +573,18 @@ def finite(value):
     return "not reached" if value == math.inf else "undefined" if value != value else value
 
 
+def write_table(path, columns, rows):
+    """Writes a CSV file, atomically."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *finite(rows)])
+    meta.replace_file(path, text.getvalue().encode())
+
+
 def write_run(folder, rows, summary):
     """Writes the CSV files, and summary.json last: once it is there, the run is complete."""
     for name, table in ((name, table) for name, table in rows.items() if table):
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS[name].split(","), *finite(table)])
-        meta.replace_file(folder / f"{name}.csv", text.getvalue().encode())
+        write_table(folder / f"{name}.csv", COLUMNS[name].split(","), table)
     meta.replace_file(folder / "summary.json", json.dumps(finite(summary), indent=1).encode())
-
-
-def read_table(folder, name):
-    """A CSV file of a run as a dict of columns: NumPy arrays, of numbers where all are ("not reached" is inf), else of strings."""
-    with open(folder / f"{name}.csv", newline="") as file:
-        header, *lines = csv.reader(file)
-    columns = {}
-    for title, column in zip(header, zip(*lines)):
-        try:
-            columns[title] = np.array([math.inf if cell == "not reached" else float(cell) for cell in column])
-        except ValueError:
-            columns[title] = np.array(column)
-    return columns
 
 
 @contextmanager
@@ -612,50 +627,112 @@ def agree(folder, settings, fresh):
         raise Mistake("--out", f"{folder} (it holds a run with other settings: {values})", WAY_OUT)
 
 
-# ---------------------------------------------------------------- what a person sees: figures and the table, from the files alone
+# ---------------------------------------------------------------- what a person gets: arrays and tables, from the files alone
 
-def note(summary, system):
-    """The staggering index as a figure and the table say it."""
-    index, interval = summary[system]["staggering"], summary[system]["staggering_ci"]
-    return str(index) if isinstance(index, str) else f"{index:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
-
-
-NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer",
+NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer", shallow_theory="  + closed form",
              sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  + muon theory",
              decoupled="  decoupled", spread="  spread start", decoupled_spread="  + decoupled", sampled="  REINFORCE",
              meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)", bayes_theory="  closed form",
              bayes_fixed="  fixed order")
 
 
-def print_table(summary, folder):
-    """The table at the end of a run, in 60 columns for five modes, and what it says in words."""
-    print("\nHalf-time of each mode, and staggering index (last / first)\n")
-    most = max(len(summary[system]["half_times"]) for system in NAMES if system in summary)
-    print(" " * 16 + "".join(f"{k:5d}" for k in range(1, most + 1)) + "  index [95% interv.]")
-    for system in (system for system in NAMES if system in summary):
-        half = "".join(f"{'-':>5}" if isinstance(t, str) else f"{t:5.{0 if t >= 100 else 1}f}" for t in summary[system]["half_times"])
-        print(f"{NAMES[system]:16}{half}  {note(summary, system)}")
-    print()
-    for system, name in dict(learner="The Learner", meta="The Meta-Learner", bayes="Bayes").items():
-        index = summary[system]["staggering"]
-        says = "no index, see the modes not reached" if isinstance(index, str) else f"last mode {index:.2f} times as late as the first"
-        print(f"{name}: {says}.")
-    entries = {system: entry for system, entry in summary.items() if isinstance(entry, dict) and "left_out" in entry}
-    for what, key in ("above 1/2 from the start, left out", "left_out"), ("not reached", "not_reached"):
-        counts = [f"{system} {entry[key]}/{entry['of']}" for system, entry in entries.items() if entry[key]]
-        if counts:
-            print(f"Modes {what}: " + ", ".join(counts))
-    captured = [value if isinstance(value, str) else f"{value:.3f}" for value in (summary["captured"], *summary["captured_ci"])]
-    print("Captured fraction κ = {} [{}, {}] of Bayes' gain.".format(*captured))
-    print(f"Figures and tables: {folder} ({sum(summary['seconds'].values()):.0f} s)")
+def shown(value):
+    """A number as a person reads it, to three figures or so; "not reached" and "undefined" stay."""
+    return value if isinstance(value, str) else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-# ---------------------------------------------------------------- command line
+@dataclass(repr=False)
+class Result:
+    """What a run wrote. summary: as in summary.json; tables: by name of the CSV file, dicts of columns, NumPy arrays. Prints as a table."""
+    config: Config
+    folder: Path
+    summary: dict
+    tables: dict
+
+    def curve(self, system):
+        """Of one system, "learner", "meta", "bayes" or a control: time (R,), mode strengths (R, K), and their standard errors (R, K)."""
+        return plots.curve(self.tables["dynamics"], system)
+
+    def numbers(self):
+        """In the order of the table: the staggering index of each system and its interval, and "captured", κ: name to (value, low, high)."""
+        entries = {system: entry for system, entry in self.summary.items() if isinstance(entry, dict) and "staggering" in entry}
+        order = sorted(entries, key=lambda system: list(NAMES).index(system) if system in NAMES else len(NAMES))
+        return {system: (entries[system]["staggering"], *entries[system]["staggering_ci"]) for system in order} | dict(
+            captured=(self.summary["captured"], *self.summary["captured_ci"]))
+
+    def indices(self):
+        """The staggering index of each system, as figures say it."""
+        return {system: shown(value) for system, (value, *_) in self.numbers().items() if system != "captured"}
+
+    def draw(self):
+        """Writes the figures of the family."""
+        self.config.draw(self.tables, self.indices(), self.folder)
+
+    def __repr__(self):
+        summary, numbers = self.summary, self.numbers()
+        captured = numbers.pop("captured")
+        most = max(len(summary[system]["half_times"]) for system in numbers)
+        lines = ["Half-time of each mode, and staggering index (last / first)", "",
+                 " " * 16 + "".join(f"{k:5d}" for k in range(1, most + 1)) + "  index [95% interv.]"]
+        for system, (index, low, high) in numbers.items():
+            half = "".join(f"{'-':>5}" if isinstance(t, str) else f"{t:5.{0 if t >= 100 else 1}f}" for t in summary[system]["half_times"])
+            interval = "" if isinstance(index, str) else f" [{shown(low)}, {shown(high)}]"
+            lines.append(f"{NAMES.get(system, '  ' + system)[:16]:16}{half}  {shown(index)}{interval}")
+        lines.append("")
+        for system, name in dict(learner="The Learner", meta="The Meta-Learner", bayes="Bayes").items():
+            index = numbers[system][0]
+            says = "no index, see the modes not reached" if isinstance(index, str) else f"last mode {shown(index)} times as late as the first"
+            lines.append(f"{name}: {says}.")
+        for what, key in ("above 1/2 from the start, left out", "left_out"), ("not reached", "not_reached"):
+            counts = [f"{system} {summary[system][key]}/{summary[system]['of']}" for system in numbers if summary[system][key]]
+            lines += textwrap.wrap(f"Modes {what}: " + ", ".join(counts), 60, subsequent_indent="  ") if counts else []
+        lines.append("Captured fraction κ = {} [{}, {}] of Bayes' gain.".format(*(v if isinstance(v, str) else f"{v:.3f}" for v in captured)))
+        return "\n".join([*lines, f"Figures and tables: {self.folder} ({sum(summary['seconds'].values()):.0f} s)"])
+
+
+def over_seeds(results):
+    """What the results of one family, one a seed, say together: the median of each of their `numbers`, and its range.
+
+    The range holds the true median with a chance of 1 - 2^(1 - N) for N seeds, 94% for 5, whatever the distribution. Of a single result, its own.
+    """
+    if len(results) == 1:
+        return results[0].numbers()
+    each = [result.numbers() for result in results]
+    values = {name: sorted(math.inf if isinstance(numbers[name][0], str) else numbers[name][0] for numbers in each) for name in each[0]}
+    return {name: tuple(finite([statistics.median(v), v[0], v[-1]])) for name, v in values.items()}
+
+
+def compare(families, folder):
+    """Writes what several runs say together: overview.csv; of several seeds seeds.csv; of several families the figure overview.
+
+    families: lists of results, one a seed, by name. Returns the table as text.
+    """
+    seeds = max(map(len, families.values()))
+    rows = [(family, system, *values) for family, results in families.items() for system, values in over_seeds(results).items()]
+    write_table(folder / "overview.csv", ("family", "system", "index", "low", "high"), rows)
+    if seeds > 1:
+        write_table(folder / "seeds.csv", ("family", "seed", "system", "index"), [
+            (family, result.config.seed, system, value) for family, results in families.items() for result in results
+            for system, (value, *_) in result.numbers().items()])
+    if len(families) > 1:
+        firsts = {family: results[0] for family, results in families.items()}
+        plots.dynamics([plots.panel(first.tables, first.indices(), system, f"{family}: {title}", labels=first.config.mode_names(system))
+                        for family, first in firsts.items() for system, title in plots.SYSTEMS.items()], None, folder / "overview")
+        rows = [row for row in rows if row[1] in (*plots.SYSTEMS, "captured")]
+    lines = [f"{'':28}staggering index [" + ("95% interval]" if seeds == 1 else f"range of {seeds} seeds]")]
+    for family, system, *values in rows:
+        values = [v if isinstance(v, str) else f"{v:.3f}" for v in values] if system == "captured" else map(shown, values)
+        lines.append(f"{family:11}{'κ' if system == 'captured' else NAMES.get(system, '  ' + system):17}" + "{} [{}, {}]".format(*values))
+    return "\n".join([*lines, f"Figures and tables: {folder}"])
+
+
+# ---------------------------------------------------------------- from a command, or a call, to its results
 
 def run(config, folder, fresh=False):
-    """Runs, resumes or, where it is complete, redraws one family's experiment in `folder`. Returns the summary."""
+    """Runs, resumes or, where it is complete, redraws one family's experiment in `folder`. Returns its Result. Raises Mistake."""
     config.check()
     config.device = resolve_device(config.device)
+    keep_freed_memory()
     settings = dict(family=type(config).__name__.lower()) | asdict(config)
     with held(folder):
         agree(folder, settings, fresh)
@@ -666,13 +743,47 @@ def run(config, folder, fresh=False):
                 raise Mistake("--out", f"{folder} (its {error})", WAY_OUT) from None
         try:
             summary = json.loads((folder / "summary.json").read_text())
-            tables = {name: read_table(folder, name) for name in COLUMNS if (folder / f"{name}.csv").exists()}
-            indices = {system: note(summary, system).split(" [")[0] for system in NAMES if system in summary}
-            config.draw(tables, indices, folder)
+            tables = {name: plots.read_table(folder / f"{name}.csv") for name in COLUMNS if (folder / f"{name}.csv").exists()}
+            result = Result(config, folder, summary, tables)
+            result.draw()
         except (ValueError, KeyError, IndexError) as error:
             raise Mistake("--out", f"{folder} (its tables are damaged: {error})", WAY_OUT) from None
-    print_table(summary, folder)
-    return summary
+    return result
+
+
+def repeat(config, folder, seeds=1, fresh=False):
+    """The whole experiment over several seeds, from config.seed on: the first in `folder`, the others in seed1, seed2, … within it. Returns
+    a list of Results."""
+    results = []
+    for seed in range(config.seed, config.seed + seeds):
+        if seeds > 1:
+            print(f"{type(config).__name__.lower()}, seed {seed}", file=sys.stderr)
+        results.append(run(replace(config, seed=seed), folder if seed == config.seed else folder / f"seed{seed}", fresh))
+    return results
+
+
+def start(family, *, quick=False, full=False, out=None, fresh=False, **settings):
+    """What `python metadyn.py FAMILY` does, from Python: runs, resumes or redraws the experiment in `out`, by default runs/FAMILY.
+
+    settings: as on the command line, with underscores. Returns a Result. Raises Mistake (a ValueError), FloatingPointError if learning diverged.
+    """
+    cls = FAMILIES[family]
+    return run(cls(**(cls.QUICK if quick else cls.FULL if full else {}) | settings), Path(out or Path("runs") / family), fresh)
+
+
+def linreg(**options):
+    """Linear regression; options as for `start`."""
+    return start("linreg", **options)
+
+
+def nonlinreg(**options):
+    """Nonlinear regression; options as for `start`."""
+    return start("nonlinreg", **options)
+
+
+def bandit(**options):
+    """Contextual bandits; options as for `start`."""
+    return start("bandit", **options)
 
 
 def resolve_device(name):
@@ -698,17 +809,18 @@ SHARED = ("seed", "device", "outer_steps", "outer_optimizer")          # the set
 
 
 def parse(arguments):
-    """The command line: a list of (config, folder, fresh), one for each family to run. Raises argparse.ArgumentError."""
+    """The command line: configs by family, --out, --seeds and --fresh. Raises argparse.ArgumentError, Mistake."""
     parser = OneLineParser(prog="metadyn.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY", parser_class=OneLineParser)
     for name, cls in (FAMILIES | dict(all=Config)).items():
-        text = "all of them in turn, in DIR/linreg and so on" if name == "all" else cls.__doc__
+        text = "all of them in turn, in DIR/linreg and so on, and an overview" if name == "all" else cls.__doc__
         sub = families.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
         size, out = sub.add_mutually_exclusive_group(), Path("runs") / (name if name != "all" else "")
         size.add_argument("--quick", action="store_true", help="a smoke run, in seconds")
         size.add_argument("--full", action="store_true", help="larger, for hours; nonlinreg with the Learner of Rahaman et al.")
         sub.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for the results (default: {out})")
         sub.add_argument("--fresh", action="store_true", default=False, help="ignore an earlier run there")
+        sub.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat it all over N seeds from --seed on, in DIR/seed1 and so on (default: 1)")
         for f in fields(cls):
             if name == "all" and f.name not in SHARED:
                 continue
@@ -720,12 +832,11 @@ def parse(arguments):
             sub.add_argument("--" + f.name.replace("_", "-"), type=several[0] if several else f.type, nargs="+" if several else None,
                              metavar="|".join(f.metadata["choices"] or ["X"]), help=text)
     given = vars(parser.parse_args(arguments))
-    family, out, fresh, quick, full = (given.pop(name, None) for name in ("family", "out", "fresh", "quick", "full"))
-    runs = []
-    for name in FAMILIES if family == "all" else [family]:
-        cls = FAMILIES[name]
-        runs.append((cls(**(cls.QUICK if quick else cls.FULL if full else {}) | given), out / name if family == "all" else out, fresh))
-    return runs
+    family, out, fresh, seeds, quick, full = (given.pop(name, None) for name in ("family", "out", "fresh", "seeds", "quick", "full"))
+    if not 1 <= seeds <= 1000:
+        raise Mistake("--seeds", seeds, "at least 1 and at most 1000")
+    chosen = FAMILIES if family == "all" else {family: FAMILIES[family]}
+    return {name: cls(**(cls.QUICK if quick else cls.FULL if full else {}) | given) for name, cls in chosen.items()}, out, seeds, fresh
 
 
 def keep_freed_memory():
@@ -740,13 +851,17 @@ def keep_freed_memory():
 
 def main(arguments=None):
     """Runs the command line. Returns the exit status: 0, 1 for a failure, 2 for a user's mistake, 130 for Ctrl-C."""
-    keep_freed_memory()
     for channel in (sys.stdout, sys.stderr):
         if hasattr(channel, "reconfigure"):
             channel.reconfigure(errors="replace")         # a terminal without κ shows ? in its place
     try:
-        for config, folder, fresh in parse(arguments):
-            run(config, folder, fresh)
+        configs, out, seeds, fresh = parse(arguments)
+        families = {}
+        for family, config in configs.items():
+            families[family] = repeat(config, out / family if len(configs) > 1 else out, seeds, fresh)
+            print(f"\n{families[family][0]}")
+        if len(configs) > 1 or seeds > 1:
+            print(f"\n{compare(families, out)}")
         return 0
     except (Mistake, argparse.ArgumentError) as mistake:
         print(f"metadyn.py: {mistake}", file=sys.stderr)

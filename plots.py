@@ -1,14 +1,17 @@
-r"""Figures: NumPy arrays in, files out. One function a figure, each writing PNG and PDF; below them, which figures a family shows of its tables.
+r"""Figures: NumPy arrays in, files out. One function a figure, each writing PNG and PDF, or a GIF; below them, which figures a family shows
+of the tables of a run.
 
     dynamics([dict(title="Learner", time=t, strength=S)], ["s = 1.6", "s = 0.3"], Path("dynamics"))
 
 Axis order: time first, then modes K. Modes are coloured by viridis, the strongest darkest, and numbered on the curves;
 theory is black and dashed, Bayes grey. Imports nothing of ours: copy it alone. Left out on purpose: interaction, styles, seaborn.
 """
-from functools import partial
+import csv
+import math
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
 GREY, FAINT = "0.45", "0.85"
@@ -36,6 +39,19 @@ def save(figure, path):
         unfinished = path.with_name("unfinished-" + path.name + suffix)
         figure.savefig(unfinished, dpi=150, metadata={"CreationDate": None} if suffix == ".pdf" else None)
         unfinished.replace(path.with_name(path.name + suffix))
+
+
+def animate(figure, show, frames, path, rate=6):
+    """Writes path.gif, in one move: frame i is what `show`, called with i, leaves on the figure. The last one stays for a while."""
+    unfinished, writer = path.with_name("unfinished-" + path.name + ".gif"), PillowWriter(fps=rate)
+    show(frames - 1)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")                      # laid out once, so that nothing jumps
+    with writer.saving(figure, unfinished, dpi=80):
+        for i in [*range(frames), *[frames - 1] * rate]:
+            show(i)
+            writer.grab_frame()
+    unfinished.replace(path.with_name(path.name + ".gif"))
 
 
 def label_ends(ax, x, heights, labels, colours, gap=0.08):
@@ -87,8 +103,9 @@ def dynamics(panels, labels, path, columns=3):
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(columns, rows=rows, sharey=True)
     for ax, panel in zip(axes.flat, panels):
+        names = panel.get("labels", labels)
         for run in panel.get("runs", ()):
-            for k, c in enumerate(mode_colours(len(labels))):
+            for k, c in enumerate(mode_colours(len(names))):
                 ax.plot(panel["time"], run[:, k], color=c, lw=0.8, alpha=0.4)
         draw_modes(ax, panel["time"], panel["strength"], panel.get("stderr"), panel.get("theory"))
         ax.set(title=panel["title"], xlabel=panel.get("xlabel", "trials"), ylim=(-0.1, 1.15), xlim=(0, panel["time"][-1]))
@@ -96,7 +113,6 @@ def dynamics(panels, labels, path, columns=3):
             ax.set(xscale="log", xlim=(1, panel["time"][-1]))
         if panel.get("note"):
             ax.text(0.97, 0.05, panel["note"], transform=ax.transAxes, ha="right", fontsize=13, fontweight="bold")
-        names = panel.get("labels", labels)
         label_ends(ax, panel["time"][-1], panel["strength"][-1], names, mode_colours(len(names)))
     for ax in axes.flat[len(panels):]:
         ax.remove()
@@ -159,39 +175,88 @@ def heat_maps(panels, labels, path):
     save(figure, path)
 
 
-def fits(x, target, data, rows, path):
+def draw_fit(ax, x, target, f, deviation, data):
+    """One function f (G,) that was learned, over the true one, (G,), and the points seen (t, 2); a band of two deviations (G,), if any."""
+    ax.plot(x, target, color="0.6", lw=3)
+    if deviation is not None:
+        ax.fill_between(x, f - 2 * deviation, f + 2 * deviation, color=GREY, alpha=0.25, lw=0)
+    ax.plot(x, f, color=mode_colours(5)[1], lw=2)
+    ax.plot(*data.T, "o", color="black", ms=4)
+    ax.set(xticks=[0, 0.5, 1], ylim=(1.6 * target.min(), 1.6 * target.max()))
+
+
+def fits(x, target, rows, path):
     """Functions learned from one task, a row a system and a column a time.
 
-    x, target: (G,) the true function; data: (T, 2) points (x_t, y_t) in order; rows: a list of (name, panels), panels a list of
-    (title, f (G,), deviation (G,) or None, how many data to show).
+    x, target: (G,) the true function; rows: a list of (name, panels), panels a list of (title, *rest of what `draw_fit` takes).
     """
     figure, axes = new_figure(len(rows[0][1]), width=2.7, height=2.2, rows=len(rows), sharex=True, sharey=True)
     for line, (name, panels) in zip(axes, rows):
-        for ax, (title, f, deviation, shown) in zip(line, panels):
-            ax.plot(x, target, color="0.6", lw=3)
-            if deviation is not None:
-                ax.fill_between(x, f - 2 * deviation, f + 2 * deviation, color=GREY, alpha=0.25, lw=0)
-            ax.plot(x, f, color=mode_colours(5)[1], lw=2)
-            ax.plot(*data[:shown].T, "o", color="black", ms=4)
+        for ax, (title, *fit) in zip(line, panels):
+            draw_fit(ax, x, target, *fit)
             ax.set_title(title, fontsize=12)
         line[0].set_ylabel(name)
     for ax in axes[-1]:
-        ax.set(xlabel="x", xticks=[0, 0.5, 1], ylim=(1.6 * target.min(), 1.6 * target.max()))
+        ax.set_xlabel("x")
     save(figure, path)
 
 
-def ood_bands(frequencies, panels, path):
-    """Out of distribution: final strength by frequency (K,), pass band shaded. panels: a list of (title, passband, meta (K,), bayes (K,))."""
-    figure, axes = new_figure(len(panels), width=5.5, sharey=True)
-    for ax, (title, (low, high), strength, bayes) in zip(axes[0], panels):
-        ax.axvspan(low - 0.5, high + 0.5, color="0.93", zorder=0)
-        ax.text((low + high) / 2, 1.17, "pass band", ha="center", color=GREY, fontsize=12)
-        ax.bar(frequencies, strength, width=0.6, color=mode_colours(5)[1], label="Meta-Learner")
-        ax.plot(frequencies, bayes, "D", color="white", mec="black", ms=7, label="Bayes, same prior")
-        ax.set(title=title, xlabel="frequency of the signal", xticks=frequencies, ylim=(-0.15, 1.3))
+def watch_fits(x, target, rows, path):
+    """The same as an animation: a panel a system, a frame a time."""
+    figure, axes = new_figure(len(rows), width=3.3, height=2.8, sharey=True)
+
+    def show(i):
+        for ax, (name, panels) in zip(axes[0], rows):
+            title, *fit = panels[i]
+            ax.clear()
+            draw_fit(ax, x, target, *fit)
+            ax.set(title=f"{name}\n{title}", xlabel="x")
+
+    animate(figure, show, len(rows[0][1]), path)
+
+
+def watch_spectra(panels, s, path, frames=30):
+    """An animation of effective spectra: of each mode what is learned, as a bar in the outline of the target's singular value s (K,).
+
+    panels: as in `dynamics`; the clock of each runs until its last mode has 95% of what it comes to.
+    """
+    figure, axes = new_figure(len(panels), width=3.3, height=2.8, sharey=True)
+    modes, bars = np.arange(1, len(s) + 1), []
+    for ax in axes[0]:
+        bars.append(ax.bar(modes, s, width=0.7, color=mode_colours(len(s))))
+        ax.bar(modes, s, width=0.7, fill=False, edgecolor="black", lw=1.5)
+        ax.set(xlabel="mode", xticks=modes)
+    axes[0, 0].set_ylabel("singular value")
+
+    def show(i):
+        for ax, rectangles, panel in zip(axes[0], bars, panels):
+            time, strength = panel["time"], panel["strength"]
+            now = time[np.argmax((strength >= 0.95 * strength[-1]).all(1))] * i / (frames - 1)
+            ax.set_title(f"{panel['title']}\n{now:.{0 if time[-1] > 100 else 1}f} {panel['xlabel']}", fontsize=12)
+            for rectangle, height, curve in zip(rectangles, s, strength.T):
+                rectangle.set_height(height * np.interp(now, time, curve))
+
+    animate(figure, show, frames, path)
+
+
+def ood_bars(panels, path):
+    """Out of distribution: the Meta-Learner's final strengths as bars, Bayes' as diamonds, a panel a condition.
+
+    panels: a list of dicts with title, labels (K of them), xlabel, meta (K,), bayes (K,) and, where wanted, passband: the first and the
+    last mode that the prior has, counted from 0.
+    """
+    figure, axes = new_figure(len(panels), width=5, sharey=True)
+    for ax, panel in zip(axes[0], panels):
+        if "passband" in panel:
+            low, high = panel["passband"]
+            ax.axvspan(low - 0.5, high + 0.5, color="0.93", zorder=0)
+            ax.text((low + high) / 2, -0.1, "pass band", ha="center", color=GREY, fontsize=12)
+        ax.bar(range(len(panel["labels"])), panel["meta"], width=0.6, color=mode_colours(5)[1], label="Meta-Learner")
+        ax.plot(panel["bayes"], "D", color="white", mec="black", ms=7, label="Bayes, same prior")
+        ax.set(title=panel["title"], xlabel=panel["xlabel"], xticks=range(len(panel["labels"])), xticklabels=panel["labels"], ylim=(-0.15, 1.4))
         ax.axhline(0, color="black", lw=0.8)
     axes[0, 0].set_ylabel("strength at the last trial")
-    axes[0, 0].legend(frameon=False, fontsize=12, loc="center right")
+    axes[0, 0].legend(frameon=False, fontsize=12, loc="upper right", ncols=2)
     save(figure, path)
 
 
@@ -215,119 +280,147 @@ def interference(chance, gain, scaling, path):
     save(figure, path)
 
 
-def ood_rates(rates, panels, path):
-    """Out of distribution: final strength by context, which come at the given rates (C labels). panels: (title, meta (C,), bayes (C,))."""
-    figure, axes = new_figure(len(panels), width=4.6, sharey=True)
-    for ax, (title, strength, bayes) in zip(axes[0], panels):
-        ax.bar(range(len(strength)), strength, width=0.6, color=mode_colours(5)[1], label="Meta-Learner")
-        ax.plot(bayes, "D", color="white", mec="black", ms=7, label="Bayes")
-        ax.set(title=title, xlabel="context", ylim=(0, 1.3), xticks=range(len(strength)), xticklabels=[f"{c + 1}" for c in range(len(strength))])
-    axes[0, -1].set(xlabel="how often the context comes", xticklabels=rates)
-    axes[0, 0].set_ylabel("strength at the last trial")
-    axes[0, 0].legend(frameon=False, fontsize=12, loc="upper right", ncols=2)
-    save(figure, path)
-
-
 # ---------------------------------------------------------------- a family's figures, from the tables of a run
 
-def by_mode(table, column, **where):
-    """One column of a table as an array (R, K), of the rows that match: time, outer step or condition down, modes across."""
-    keep = np.all([table[name] == value for name, value in where.items()], axis=0) if where else slice(None)
-    modes, values = table["mode"][keep], table[column][keep]
-    return np.stack([values[modes == k] for k in np.unique(modes)], 1)
+def read_table(path):
+    """A CSV file of a run as a dict of columns: NumPy arrays, of numbers where all are ("not reached" is inf), else of strings."""
+    with open(path, newline="") as file:
+        header, *lines = csv.reader(file)
+    columns = {}
+    for title, column in zip(header, zip(*lines)):
+        try:
+            columns[title] = np.array([math.inf if cell == "not reached" else float(cell) for cell in column])
+        except ValueError:
+            columns[title] = np.array(column)
+    return columns
 
 
-def panel(tables, indices, system, title, theory=None):
-    """One system's curves, as `dynamics` takes them, with its staggering index from a dict of strings."""
-    table = tables["dynamics"]
-    time = table["time"][(table["system"] == system) & (table["mode"] == 1)]
-    return dict(title=title, xlabel="trials" if system.startswith(("meta", "bayes")) else "gradient steps", time=time,
-                strength=by_mode(table, "strength", system=system), stderr=by_mode(table, "stderr", system=system),
-                theory=theory and by_mode(table, "strength", system=theory), note="not all reach 1/2" if indices[system] == "not reached" else "staggering " + indices[system])
+def where(table, column, **values):
+    """One column of a table, in the rows in which other columns have these values."""
+    return table[column][np.all([table[name] == value for name, value in values.items()], axis=0)] if values else table[column]
+
+
+def by_mode(table, column, **values):
+    """The same as an array (R, K): time, outer step or condition down, modes across."""
+    return np.stack([where(table, column, mode=k, **values) for k in np.unique(table["mode"])
+                     if len(where(table, column, mode=k, **values))], 1)
+
+
+def curve(table, system):
+    """Of one system in dynamics.csv: time (R,), mode strengths (R, K), and their standard errors (R, K)."""
+    return where(table, "time", system=system, mode=1), *(by_mode(table, column, system=system) for column in ("strength", "stderr"))
+
+
+def panel(tables, indices, system, title, **more):
+    """One system's curves as `dynamics` takes them, with its closed form, if there is one, and its staggering index, from a dict of strings."""
+    time, strength, stderr = curve(tables["dynamics"], system)
+    theory = system + "_theory" if system + "_theory" in tables["dynamics"]["system"] else None
+    return dict(title=title, time=time, strength=strength, stderr=stderr, theory=theory and by_mode(tables["dynamics"], "strength", system=theory),
+                xlabel="trials" if system.startswith(("meta", "bayes")) else "gradient steps", log=np.ptp(np.diff(time)) > 0,
+                note="not all reach 1/2" if indices[system] == "not reached" else "staggering " + indices[system], **more)
 
 
 def draw_outer_loop(tables, labels, folder):
     """outer_loop, from the tables outer_loop and performance."""
-    performance, table = tables["performance"], tables["outer_loop"]
-    prior, bayes = (performance["value"][performance["system"] == system].mean() for system in ("prior", "bayes"))
-    first = table["mode"] == 1
-    outer_loop(table["outer_step"][first], by_mode(table, "strength"), by_mode(table, "half_time"),
-               (table["value"][first] - prior) / (bayes - prior), labels, folder / "outer_loop")
+    table, (prior, bayes) = tables["outer_loop"], (where(tables["performance"], "value", system=system).mean() for system in ("prior", "bayes"))
+    captured = (where(table, "value", mode=1) - prior) / (bayes - prior)
+    outer_loop(where(table, "outer_step", mode=1), by_mode(table, "strength"), by_mode(table, "half_time"), captured, labels, folder / "outer_loop")
 
 
-def draw_linreg(tables, indices, labels, folder):
-    """dynamics, controls, outer_loop and ood. tables: a dict of CSV name to a dict of columns; indices: staggering by system, as strings."""
-    draw_panel, table = partial(panel, tables, indices), tables["ood"]
-    dynamics([draw_panel("learner", "Learner (gradient descent)", "learner_theory"), draw_panel("meta", "Meta-Learner (LSTM)"),
-              draw_panel("bayes", "Bayes-optimal")], labels, folder / "dynamics")
-    dynamics([draw_panel("learner", "aligned start", "learner_theory"), draw_panel("shallow", "one layer only", "shallow_theory")]
-                   + [draw_panel(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop")]
-                   + [draw_panel("muon", "random start, muon", "muon_theory")], labels, folder / "controls")
+SYSTEMS = dict(learner="Learner", meta="Meta-Learner (LSTM)", bayes="Bayes-optimal")
+
+
+def draw_family(tables, indices, labels, folder):
+    """dynamics, outer_loop and ood of any family, and controls if it has systems beyond the three.
+
+    tables: a dict of CSV name to a dict of columns; indices: staggering by system, as strings; labels: K names of modes.
+    """
+    others = [system for system in indices if system not in SYSTEMS and not system.endswith("_theory")]
+    dynamics([panel(tables, indices, *each) for each in SYSTEMS.items()], labels, folder / "dynamics")
+    if others:
+        dynamics([panel(tables, indices, system, system) for system in others], labels, folder / "controls")
     draw_outer_loop(tables, labels, folder)
-    prior, meta, bayes = (table["value"][(table["system"] == system) & (table["mode"] == 1)] for system in ("prior", "meta", "bayes"))
-    scales = table["condition"][(table["system"] == "meta") & (table["mode"] == 1)].astype(float)
-    ood_scales(scales, *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")), (prior - meta) / (prior - bayes), labels,
-               folder / "ood")
+    table = tables["ood"]
+    ood_bars([dict(title=condition, labels=labels, xlabel="mode", **{system: where(table, "strength", system=system, condition=condition)
+                                                                     for system in ("meta", "bayes")})
+              for condition in dict.fromkeys(table["condition"])], folder / "ood")
+
+
+def draw_linreg(tables, indices, labels, s, folder):
+    """dynamics, controls, outer_loop, ood and the animation spectra. s: (K,) the singular values."""
+    def of(system, title):
+        return panel(tables, indices, system, title)
+
+    table, systems = tables["ood"], [of("learner", "Learner (gradient descent)"), of("meta", "Meta-Learner (LSTM)"), of("bayes", "Bayes-optimal")]
+    dynamics(systems, labels, folder / "dynamics")
+    dynamics([of("learner", "aligned start"), of("shallow", "one layer only"),
+              *(of(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop", "muon"))], labels, folder / "controls")
+    draw_outer_loop(tables, labels, folder)
+    prior, meta, bayes = (where(table, "value", system=system, mode=1) for system in ("prior", "meta", "bayes"))
+    ood_scales(where(table, "condition", system="meta", mode=1).astype(float), *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")),
+               (prior - meta) / (prior - bayes), labels, folder / "ood")
+    watch_spectra(systems, np.array(s), folder / "spectra")
 
 
 def draw_nonlinreg(tables, indices, labels, learner_labels, bands, folder):
-    """dynamics, heat_maps, fits, outer_loop and ood. bands: of frequencies, the lower and upper half of the pass band, and those above."""
-    draw_panel, table = partial(panel, tables, indices), tables["fits"]
-    systems = [draw_panel("learner", "Learner (ReLU network)") | dict(labels=learner_labels),
-               draw_panel("learner_rising", "Learner, rising amplitude") | dict(labels=learner_labels),
-               draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal")]
+    """dynamics, heat_maps, outer_loop, ood and the fits. bands: of frequencies, the lower and upper half of the pass band, and those above."""
+    systems = [panel(tables, indices, "learner", "Learner (ReLU network)", labels=learner_labels),
+               panel(tables, indices, "learner_rising", "Learner, rising amplitude", labels=learner_labels),
+               panel(tables, indices, "meta", "Meta-Learner (LSTM)"), panel(tables, indices, "bayes", "Bayes-optimal")]
     dynamics(systems, labels, folder / "dynamics", columns=4)
     heat_maps(systems, labels, folder / "heat_maps")
     draw_outer_loop(tables, labels, folder)
-
-    def curve(system, column="value", time=None):
-        """One function of fits.csv."""
-        return table[column][(table["system"] == system) & ((table["time"] == time) if time is not None else True)].astype(float)
-    data = np.stack([curve("data", "x"), curve("data")], 1)
-    steps, trials = np.unique(curve("learner", "time")), np.unique(curve("bayes", "time"))
-    steps = [steps[round(share * (len(steps) - 1))] for share in (0.1, 0.25, 0.4, 0.6, 1)]
-    trials = [trials[round(share * (len(trials) - 1))] for share in (0.05, 0.1, 0.2, 0.4, 1)]
-    rows = [("Learner", [(f"{t:g} steps", curve("learner", time=t), None, 0) for t in steps])]
-    rows.append(("Meta-Learner", [(f"{t:g} trials", curve("meta", time=t), None, int(t)) for t in trials]))
-    rows.append(("Bayes", [(f"{t:g} trials", curve("bayes", time=t), curve("bayes", "deviation", t), int(t)) for t in trials]))
-    fits(curve("target", "x"), curve("target"), data, rows, folder / "fits")
-
+    draw_fits(tables["fits"], folder)
     table, (lower, upper, above), panels = tables["ood"], bands, []
     for suffix, band in ("", [*lower, *upper]), ("_bandpass", upper):
-        strength = [table["strength"][table["system"] == system + suffix] for system in ("meta", "bayes")]
-        panels.append((f"trained on frequencies {band[0]} to {band[-1]}", (band[0], band[-1]), *strength))
-    ood_bands(np.array([*lower, *upper, *above]), panels, folder / "ood")
+        first = band[0] - [*lower, *upper][0]
+        panels.append(dict(title=f"trained on frequencies {band[0]} to {band[-1]}", labels=[*lower, *upper, *above], passband=(first, first + len(band) - 1),
+                           xlabel="frequency of the signal", **{system: where(table, "strength", system=system + suffix) for system in ("meta", "bayes")}))
+    ood_bars(panels, folder / "ood")
+
+
+def draw_fits(table, folder):
+    """fits, five moments of each system, and the animation of the same name, all of them."""
+    data = np.stack([where(table, column, system="data") for column in ("x", "value")], 1).astype(float)
+    x, target = (where(table, column, system="target").astype(float) for column in ("x", "value"))
+    rows = []
+    for system, name, unit in ("learner", "Learner", "steps"), ("meta", "Meta-Learner", "trials"), ("bayes", "Bayes", "trials"):
+        times = np.unique(where(table, "time", system=system).astype(float))
+        rows.append((name, [(f"{t:g} {unit}", where(table, "value", system=system, time=t).astype(float),
+                             where(table, "deviation", system=system, time=t).astype(float) if system == "bayes" else None,
+                             data[:int(t) if unit == "trials" else 0]) for t in times]))
+
+    def some(panels, shares):
+        return [panels[round(share * (len(panels) - 1))] for share in shares]
+    fits(x, target, [(name, some(panels, (0.15, 0.25, 0.4, 0.6, 1) if name == "Learner" else (0.05, 0.1, 0.2, 0.4, 1))) for name, panels in rows],
+         folder / "fits")
+    watch_fits(x, target, [(name, some(panels, np.linspace(0, 1, 31))) for name, panels in rows], folder / "fits")
 
 
 def draw_bandit(tables, indices, labels, rates, folder):
     """dynamics, controls, runs, interference, outer_loop and ood. rates: how often each context comes, out of distribution."""
-    draw_panel, table = partial(panel, tables, indices), tables["runs"]
+    def of(system, title):
+        """A system's panel, with some of its runs if they are in runs.csv."""
+        runs = np.unique(where(tables["runs"], "run", system=system))
+        return panel(tables, indices, system, title, runs=[by_mode(tables["runs"], "strength", system=system, run=r) for r in runs])
 
-    def with_runs(system, title):
-        """A Learner's panel on a logarithmic time axis, with some of its runs."""
-        runs = [by_mode(table, "strength", system=system, run=r) for r in np.unique(table["run"])]
-        return draw_panel(system, title) | dict(log=True, runs=runs)
-
-    dynamics([with_runs("learner", "Learner (shared bias)"), with_runs("decoupled", "decoupled control"),
-              draw_panel("meta", "Meta-Learner (LSTM)"), draw_panel("bayes", "Bayes-optimal", "bayes_theory")],
-             labels, folder / "dynamics", columns=4)
-    dynamics([with_runs("spread", "shared, spread-out start"), with_runs("decoupled_spread", "decoupled, same start"),
-                    draw_panel("sampled", "shared, REINFORCE by samples") | dict(log=True), draw_panel("meta_fixed", "Meta-Learner, names kept"),
-                    draw_panel("bayes_fixed", "Bayes, actions in fixed order")], labels, folder / "controls")
-    spread = with_runs("spread", "")
+    dynamics([of("learner", "Learner (shared bias)"), of("decoupled", "decoupled control"), of("meta", "Meta-Learner (LSTM)"),
+              of("bayes", "Bayes-optimal")], labels, folder / "dynamics", columns=4)
+    spread = of("spread", "shared, spread-out start")
+    dynamics([spread, of("decoupled_spread", "decoupled, same start"), of("sampled", "shared, REINFORCE by samples"),
+              of("meta_fixed", "Meta-Learner, names kept"), of("bayes_fixed", "Bayes, actions in fixed order")], labels, folder / "controls")
     dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True)
               for i, run in enumerate(spread["runs"], 1)], labels, folder / "runs")
     draw_outer_loop(tables, [f"context {c}" for c in range(1, len(labels) + 1)], folder)       # not in order of learning
-    chance, scaling, names = tables["interference"], tables["scaling"], dict(
-        learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
-    def of(table, system, *columns):
-        """Some columns of a system's rows."""
-        return [table[column][table["system"] == system] for column in columns]
-    interference({names[system]: of(chance, system, "solved", "chance") for system in ("learner", "spread", "decoupled")},
-                 {names[system]: of(chance, system, "solved", "gain") for system in ("meta", "bayes")},
-                 {name: of(scaling, system, "contexts", "time", "low", "high") for system, name in names.items()
-                  if system in scaling["system"]}, folder / "interference")
-    table = tables["ood"]
-    panels = [(condition, *(by_mode(table, "strength", system=system, condition=condition)[0] for system in ("meta", "bayes")))
-              for condition in ("equal rates", "unequal rates")]
-    ood_rates([f"{rate / sum(rates):.0%}" for rate in rates], panels, folder / "ood")
+    names = dict(learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
+
+    def lines(table, systems, *columns):
+        return {names[system]: [where(tables[table], column, system=system) for column in columns] for system in systems}
+    interference(lines("interference", ("learner", "spread", "decoupled"), "solved", "chance"), lines("interference", ("meta", "bayes"), "solved", "gain"),
+                 lines("scaling", (system for system in names if system in tables["scaling"]["system"]), "contexts", "time", "low", "high"),
+                 folder / "interference")
+    frequent = [f"{rate / sum(rates):.0%}" for rate in rates]
+    ood_bars([dict(title=condition, labels=shown, xlabel=xlabel, **{system: where(tables["ood"], "strength", system=system, condition=condition)
+                                                                     for system in ("meta", "bayes")})
+              for condition, shown, xlabel in (("equal rates", range(1, len(rates) + 1), "context"),
+                                               ("unequal rates", frequent, "how often the context comes"))], folder / "ood")

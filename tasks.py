@@ -1,4 +1,4 @@
-r"""Task distributions, each with its exact Bayes-optimal predictor beside it, and the measures that all families share.
+r"""Task distributions, each with its exact Bayes-optimal predictor beside it, and the strength of a task's modes in what is learned.
 
     prior = LinearRegression(dim=5, noise=0.1, trials=20)
     W = prior.sample(64, generator)                      # 64 tasks
@@ -18,79 +18,6 @@ plots. Everything random takes an explicit CPU generator.
 import math
 
 import torch
-
-
-# ---------------------------------------------------------------- measures, the same for every family and system
-
-def half_time(strength, time):
-    r"""When each mode is half learned: the first upward crossing of 1/2, linearly interpolated.
-
-    strength: (..., N) mode strength at times `time` (N,), increasing. Returns (...): in the units of `time`; `time[0]`
-    where a mode starts at 1/2 or above, inf where it is never reached.
-    """
-    above = strength >= 0.5
-    after = above.int().argmax(-1).clamp_min(1)                       # argmax finds the first True
-    s0, s1 = (strength.gather(-1, i[..., None])[..., 0] for i in (after - 1, after))
-    t0, t1 = time[after - 1], time[after]
-    crossing = t0 + (t1 - t0) * (0.5 - s0) / (s1 - s0)
-    crossing = torch.where(above[..., 0], time[0], crossing)
-    return torch.where(above.any(-1), crossing, torch.inf)
-
-
-def staggering_index(half_times):
-    """Latest half-time over earliest. half_times: (..., K), positive. Returns (...): 1 is concurrent, inf if a mode is not reached."""
-    last = half_times.amax(-1)
-    return torch.where(last.isinf(), torch.inf, last / half_times.amin(-1))
-
-
-def geometric_mean(values):
-    """Geometric mean over the last axis; inf if any value is."""
-    return values.log().mean(-1).exp()
-
-
-def captured_fraction(prior, meta, bayes):
-    r"""kappa = (L_prior - L_meta) / (L_prior - L_bayes), each loss a mean over the last axis (tasks).
-
-    1 is Bayes-optimal, 0 never learns; nan where Bayes has gained nothing to capture.
-    """
-    gain = (prior - bayes).mean(-1)
-    return torch.where(gain > 0, (prior - meta).mean(-1) / gain, torch.nan)
-
-
-def bootstrap_interval(statistic, *samples, generator, resamples=2000):
-    """Percentile bootstrap 95% interval of `statistic`, resampling tasks; paired samples are resampled together.
-
-    samples: (N,) each; statistic maps tensors (..., N) to (...). Returns (low, high).
-    """
-    n = len(samples[0])
-    pick = torch.randint(n, (resamples, n), generator=generator)
-    values = statistic(*(s[pick] for s in samples)).sort().values
-    return values[int(0.025 * resamples)].item(), values[int(0.975 * resamples) - 1].item()
-
-
-def describe(strength, time, generator):
-    """What one system shows, from strengths (R, N, K) at times (R,), of N tasks or seeds.
-
-    Returns a dict: half_times (K,), geometric means over tasks; the staggering index, taken per task before any averaging, its geometric
-    mean, and its 95% interval; and of how many modes in all tasks, how many are left_out and not_reached. A mode above 1/2 from the start
-    has no half-time and is left out of the index, and its task with it where fewer than two modes remain, unless there was but one. With
-    no task left the index is inf.
-    """
-    half = half_time(strength.movedim(0, -1), time)
-    started, reached = half > time[0], half.isfinite()
-    index = staggering_index(torch.where(started, half, half.amax(-1, keepdim=True)))
-    index = index[started.sum(-1) >= min(2, half.shape[-1])]
-    index = index if len(index) else torch.tensor([math.inf])
-    times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
-    return dict(half_times=times, staggering=geometric_mean(index).item(),
-                staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)),
-                left_out=(~started).sum().item(), not_reached=(~reached).sum().item(), of=half.numel())
-
-
-def in_order_learned(strength, time):
-    """Strengths (R, N, K) with the modes of each task or seed in the order in which it learned them, for modes that are alike but in name."""
-    order = half_time(strength.movedim(0, -1), time).argsort(dim=-1, stable=True)
-    return strength.gather(-1, order.expand(strength.shape))
 
 
 # ---------------------------------------------------------------- regression on fixed features, and exact inference in it

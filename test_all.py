@@ -79,7 +79,7 @@ def test_shallow_network_follows_its_closed_form_on_one_clock():
     assert w[0].abs().min() > 0.01
     assert_close(w, learners.shallow_theory(S, w[0], steps * 0.001), atol=1e-3, rtol=0)
     strength = learners.linear_network(target, 0.001, 5000, "shallow", 0.0, generator=seeded())[1][:, 0].diagonal(dim1=-2, dim2=-1) / S
-    assert_close(tasks.staggering_index(tasks.half_time(strength.T, steps.double())).item(), 1.0)
+    assert_close(learners.staggering_index(learners.half_time(strength.T, steps.double())).item(), 1.0)
 
 
 def test_muon_learns_every_mode_at_one_rate_and_so_the_weakest_first():
@@ -88,9 +88,9 @@ def test_muon_learns_every_mode_at_one_rate_and_so_the_weakest_first():
     rising = theory < 0.9 * S                             # momentum overshoots afterwards
     assert rising.sum() > 300
     assert_close((u / S)[rising], (theory / S)[rising], atol=0.02, rtol=0)
-    half = tasks.half_time((u / S).T, steps.double())
+    half = learners.half_time((u / S).T, steps.double())
     assert (half.diff() < 0).all()
-    assert_close(tasks.staggering_index(half).item(), (1.6 / 0.3) ** 0.5, rtol=0.02, atol=0)
+    assert_close(learners.staggering_index(half).item(), (1.6 / 0.3) ** 0.5, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("prior", [tasks.LinearRegression(), tasks.LinearRegression(3, 0.3, 12), tasks.LinearRegression(1, 1.0, 4),
@@ -183,15 +183,15 @@ def test_gradient_of_the_outer_loop_is_that_of_finite_differences():
 def test_half_time_interpolates_and_says_when_a_mode_is_not_reached():
     time = torch.tensor([0.0, 10.0, 20.0])
     strength = torch.tensor([[0.0, 0.25, 0.75], [0.6, 0.7, 0.8], [0.0, 0.1, 0.2], [0.0, 1.0, 0.0]])
-    assert_close(tasks.half_time(strength, time), torch.tensor([15.0, 0.0, math.inf, 5.0]))
-    assert_close(tasks.staggering_index(torch.tensor([[2.0, 3.0], [2.0, math.inf], [math.inf, math.inf]])), torch.tensor([1.5, math.inf, math.inf]))
+    assert_close(learners.half_time(strength, time), torch.tensor([15.0, 0.0, math.inf, 5.0]))
+    assert_close(learners.staggering_index(torch.tensor([[2.0, 3.0], [2.0, math.inf], [math.inf, math.inf]])), torch.tensor([1.5, math.inf, math.inf]))
 
 
 def test_captured_fraction_and_its_interval():
     prior, meta_loss, bayes = torch.full((500,), 1.0), 0.3 + 0.1 * torch.randn(500, generator=seeded()), torch.full((500,), 0.2)
-    assert_close(tasks.captured_fraction(prior, bayes, bayes).item(), 1.0)
-    low, high = tasks.bootstrap_interval(tasks.captured_fraction, prior, meta_loss, bayes, generator=seeded())
-    assert low < tasks.captured_fraction(prior, meta_loss, bayes) < high
+    assert_close(learners.captured_fraction(prior, bayes, bayes).item(), 1.0)
+    low, high = learners.bootstrap_interval(learners.captured_fraction, prior, meta_loss, bayes, generator=seeded())
+    assert low < learners.captured_fraction(prior, meta_loss, bayes) < high
     assert_close(high - low, 2 * 1.96 * 0.1 / 0.8 / 500 ** 0.5, rtol=0.15, atol=0)
 
 
@@ -360,7 +360,7 @@ def test_a_relu_network_learns_low_frequencies_first():
     x, k = torch.arange(100.0) / 100, torch.tensor([1, 2, 4])
     target = (2 * math.pi * (k * x[:, None] + torch.rand(4, 1, 3, generator=seeded()))).sin().sum(-1)
     steps, f = learners.relu_network(x, target, 3e-3, 600, 64, 3, 10, seeded(1))
-    half = tasks.geometric_mean(tasks.half_time(tasks.fourier_strength(f, target, k)[0].movedim(0, -1), steps.double()).T)
+    half = learners.geometric_mean(learners.half_time(tasks.fourier_strength(f, target, k)[0].movedim(0, -1), steps.double()).T)
     assert (half.diff() > 0).all() and half[-1] > 2 * half[0]
 
 
@@ -384,7 +384,7 @@ def test_no_agent_beats_bayes():
 def test_a_shared_bias_staggers_and_own_biases_do_not():
     prior, generator = tasks.ContextualBandit(), seeded()
     correct, logits, steps = prior.sample(200, generator), 0.1 * torch.randn(200, 5, 5, generator=generator), range(0, 2000, 5)
-    shared, own = (tasks.describe(prior.strength(learners.policy_gradient(correct, logits, 0.2, steps, each)), torch.tensor(steps), generator) for each in (True, False))
+    shared, own = (learners.describe(prior.strength(learners.policy_gradient(correct, logits, 0.2, steps, each)), torch.tensor(steps), generator) for each in (True, False))
     assert shared["staggering"] > 2 and shared["staggering"] > 2 * own["staggering"]
 
 
@@ -397,7 +397,7 @@ def test_a_short_outer_loop_by_policy_gradient_captures_half(tmp_path):
 
     meta.outer_loop(model, loss, 250, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, tmp_path / "checkpoint.pt", {})
     episodes = prior.episodes(prior.sample(2000, generator), generator)
-    assert 0.5 < tasks.captured_fraction(*(prior.losses(a, *episodes).mean(1) for a in (tasks.UniformAgent(), meta.MetaAgent(model), tasks.BayesAgent()))) < 1.02
+    assert 0.5 < learners.captured_fraction(*(prior.losses(a, *episodes).mean(1) for a in (tasks.UniformAgent(), meta.MetaAgent(model), tasks.BayesAgent()))) < 1.02
 
 
 def test_bayes_meets_no_interference_and_a_shared_bias_does():
@@ -413,7 +413,7 @@ def test_bayes_meets_no_interference_and_a_shared_bias_does():
 
 def test_the_order_of_equally_good_actions_is_no_staggering_once_names_are_shuffled():
     prior, steps = tasks.ContextualBandit(), torch.arange(61.0)
-    index = [tasks.describe(prior.inner_loop(tasks.OrderedBayesAgent(), prior.sample(4, seeded()), 1000, seeded(), relabel)[0], steps, seeded())["staggering"]
+    index = [learners.describe(prior.inner_loop(tasks.OrderedBayesAgent(), prior.sample(4, seeded()), 1000, seeded(), relabel)[0], steps, seeded())["staggering"]
              for relabel in (True, False)]
     assert index[0] < 1.15 and index[1] > 1.5
 
@@ -430,7 +430,7 @@ def test_bayes_learns_all_modes_together():
     W = prior.evaluation_tasks(2, S.float(), generator)
     strength, others = prior.inner_loop(tasks.Bayes(prior), W, 1000, generator)
     assert strength.shape == (21, 2, 5)
-    assert tasks.describe(strength, torch.arange(21.0), generator)["staggering"] < 1.1
+    assert learners.describe(strength, torch.arange(21.0), generator)["staggering"] < 1.1
     assert others["r_squared"].min() > 0.999
 
 
@@ -451,7 +451,7 @@ def short_outer_loop(folder, steps=300, blind=False):
     x, y = prior.episodes(prior.sample(1000, generator), generator)
     with torch.no_grad():
         never, bayes = (prior.losses(p, x, y).mean(1) for p in (tasks.Prior(prior), tasks.Bayes(prior)))
-        return tasks.captured_fraction(never, (model.predict(x, see(y)) - y).square().mean((1, 2)), bayes).item()
+        return learners.captured_fraction(never, (model.predict(x, see(y)) - y).square().mean((1, 2)), bayes).item()
 
 
 def test_a_short_outer_loop_captures_half_of_what_bayes_gains(tmp_path):
@@ -481,7 +481,7 @@ def test_a_meta_learner_whose_state_is_never_passed_on_is_seen():
 def test_staggered_strengths_have_a_large_index():
     time = torch.arange(0.0, 100)
     strength = torch.sigmoid((time[:, None, None] - torch.tensor([20.0, 80.0])) / 3).expand(-1, 4, -1)
-    summary = tasks.describe(strength, time, seeded())
+    summary = learners.describe(strength, time, seeded())
     assert_close(summary["staggering"], 4.0, atol=0.05, rtol=0)
     assert_close(summary["half_times"], [20.0, 80.0], atol=0.1, rtol=0)
 
@@ -514,6 +514,7 @@ def undrawn(request, monkeypatch):
     """Rendering is most of a tiny run's time: leave it out where no figure is looked at."""
     if "figures" not in request.fixturenames:
         monkeypatch.setattr(plots, "save", lambda figure, path: None)
+        monkeypatch.setattr(plots, "animate", lambda figure, show, frames, path: show(0))
 
 
 @pytest.fixture(scope="module")
@@ -541,6 +542,8 @@ def test_a_quick_run_from_the_command_line(family, tmp_path):
                 assert column in ("system", "condition", "reading", "deviation") or cell == "not reached" or math.isfinite(float(cell)), (name, line)
     for figure in ("dynamics", "outer_loop", "ood"):
         assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG") and (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    for animation in dict(linreg=["spectra"], nonlinreg=["fits"], bandit=[])[family]:
+        assert (folder / f"{animation}.gif").read_bytes().startswith(b"GIF8") and (folder / f"{animation}.gif").stat().st_size < 2e6
     summary = json.loads((folder / "summary.json").read_text())
     assert {"learner", "meta", "bayes", "captured", "captured_ci", "seconds"} <= set(summary)
     assert {"half_times", "staggering", "staggering_ci"} <= set(summary["learner"])
@@ -650,16 +653,69 @@ def test_unusual_settings(family, options, tmp_path, figures):
 
 @pytest.mark.parametrize("family", metadyn.FAMILIES)
 def test_the_full_setting_is_a_valid_one(family):
-    (config, _, _), = metadyn.parse([family, "--full"])
+    config = metadyn.parse([family, "--full"])[0][family]
     config.check()
     assert config != metadyn.FAMILIES[family]()
 
 
-def test_all_families_in_turn(tmp_path, monkeypatch):
-    ran = []
-    monkeypatch.setattr(metadyn, "run", lambda config, folder, fresh: ran.append((type(config).__name__, config.seed, config.hidden, folder, fresh)))
-    assert run("all", "--quick", "--seed", 3, "--out", tmp_path) == 0
-    assert ran == [(name, 3, 48, tmp_path / name.lower(), False) for name in ("Linreg", "Nonlinreg", "Bandit")]
+@pytest.fixture
+def tiny_families(monkeypatch):
+    """--quick is tiny."""
+    def settings(options):
+        return {option.lstrip("-").replace("-", "_"): int(value) for option, value in zip(options[::2], options[1::2]) if value.isdigit()}
+    for cls, options in (metadyn.Linreg, TINY), (metadyn.Nonlinreg, TINY_NONLINREG), (metadyn.Bandit, [*TINY_BANDIT[:-3], *"--scaling-meta 0".split()]):
+        monkeypatch.setattr(cls, "QUICK", settings(options))
+
+
+def test_all_families_make_one_overview_and_are_run_but_once(tiny_families, tmp_path, monkeypatch, capsys, figures):
+    command = ["all", "--quick", "--seed", 3, "--device", "cpu", "--out", tmp_path]
+    assert run(*command) == 0
+    said = capsys.readouterr().out
+    assert all(f"{family:11}{name}" in said for family in metadyn.FAMILIES for name in ("Learner", "Meta-L.", "Bayes", "κ"))
+    assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "overview.pdf").read_bytes().startswith(b"%PDF")
+    table = plots.read_table(tmp_path / "overview.csv")
+    for family in metadyn.FAMILIES:
+        summary = json.loads((tmp_path / family / "summary.json").read_text())
+        assert summary["captured"] in plots.where(table, "index", family=family, system="captured").astype(float)
+    monkeypatch.setattr(metadyn, "experiment", None)
+    assert run(*command) == 0 and capsys.readouterr().out == said
+
+
+def test_seeds_repeat_the_whole_experiment_and_resume_between(tiny, tmp_path, monkeypatch, capsys):
+    command, whole, seen = ["linreg", *TINY, "--seeds", 3, "--out", tmp_path], metadyn.experiment, []
+
+    def stopped_in_the_second(config, folder):
+        seen.append(config.seed)
+        if seen == [0, 1]:
+            raise KeyboardInterrupt
+        return whole(config, folder)
+
+    monkeypatch.setattr(metadyn, "experiment", stopped_in_the_second)
+    assert run(*command) == 130
+    assert run(*command) == 0
+    assert seen == [0, 1, 1, 2]
+    assert tables(tmp_path) == tables(tiny) | {name: (tmp_path / name).read_bytes() for name in ("overview.csv", "seeds.csv")}
+    assert run("linreg", *TINY, "--seed", 2, "--out", tmp_path / "alone") == 0
+    assert tables(tmp_path / "seed2") == tables(tmp_path / "alone")
+    kappas = sorted(json.loads((folder / "summary.json").read_text())["captured"] for folder in (tmp_path, tmp_path / "seed1", tmp_path / "seed2"))
+    table = plots.read_table(tmp_path / "overview.csv")
+    low, median, high = (plots.where(table, column, system="captured").astype(float)[0] for column in ("low", "index", "high"))
+    assert [low, median, high] == kappas
+    assert "range of 3 seeds" in capsys.readouterr().out
+
+
+def test_from_python_as_from_the_shell(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = metadyn.linreg(hidden=8, outer_steps=40, batch=8, eval_tasks=2, eval_episodes=16, fresh_tasks=64, learner_steps=60, device="cpu",
+                            singular_values=(1.6, 1.2, 0.9, 0.6, np.float64(0.3)))
+    assert tables(tmp_path / "runs" / "linreg") == tables(tiny)
+    time, strength, stderr = result.curve("meta")
+    assert time.shape == (21,) and strength.shape == stderr.shape == (21, 5) and np.isfinite(strength).all()
+    assert result.summary["captured"] == json.loads((tiny / "summary.json").read_text())["captured"]
+    assert "Half-time" in repr(result) and max(map(len, repr(result).splitlines()[:-1])) <= 62
+    for wrong in dict(noise=-1), dict(noise="much"), dict(trials=2.5), dict(singular_values=3), dict(device="tpu"):
+        with pytest.raises(metadyn.Mistake, match="--" + next(iter(wrong)).replace("_", "-")):
+            metadyn.linreg(**wrong)
 
 
 def test_other_frequencies(tmp_path):
