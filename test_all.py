@@ -24,6 +24,7 @@ import plots
 import tasks
 
 HERE = Path(__file__).parent
+save = plots.save
 
 
 def seeded(seed=0):
@@ -658,16 +659,11 @@ def test_the_full_setting_is_a_valid_one(family):
     assert config != metadyn.FAMILIES[family]()
 
 
-@pytest.fixture
-def tiny_families(monkeypatch):
-    """--quick is tiny."""
-    def settings(options):
-        return {option.lstrip("-").replace("-", "_"): int(value) for option, value in zip(options[::2], options[1::2]) if value.isdigit()}
-    for cls, options in (metadyn.Linreg, TINY), (metadyn.Nonlinreg, TINY_NONLINREG), (metadyn.Bandit, [*TINY_BANDIT[:-3], *"--scaling-meta 0".split()]):
-        monkeypatch.setattr(cls, "QUICK", settings(options))
-
-
-def test_all_families_make_one_overview_and_are_run_but_once(tiny_families, tmp_path, monkeypatch, capsys, figures):
+def test_all_families_make_one_overview_and_are_run_but_once(tmp_path, monkeypatch, capsys):
+    for cls, options in (metadyn.Linreg, TINY), (metadyn.Nonlinreg, TINY_NONLINREG), (metadyn.Bandit, TINY_BANDIT[:-3]):       # --quick is tiny
+        settings = {name.lstrip("-").replace("-", "_"): int(value) for name, value in zip(options[::2], options[1::2]) if value.isdigit()}
+        monkeypatch.setattr(cls, "QUICK", settings | (dict(scaling=[2]) if cls is metadyn.Bandit else {}))
+    monkeypatch.setattr(plots, "save", lambda figure, path: save(figure, path) if path.name == "overview" else None)
     command = ["all", "--quick", "--seed", 3, "--device", "cpu", "--out", tmp_path]
     assert run(*command) == 0
     said = capsys.readouterr().out
