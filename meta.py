@@ -183,15 +183,14 @@ def snapshot_steps(steps, count=16):
     return sorted({0, *(round(steps * 200 ** (i / (count - 1) - 1)) for i in range(count))})
 
 
-def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config, clip=1.0, report=lambda step, loss: None):
+def outer_loop(model, loss, steps, optimizers, generator, path, config, snapshot=None, clip=1.0, report=lambda step, loss: None):
     """Trains a Meta-Learner, resuming from the checkpoint at `path` if there is one.
 
     loss(model, generator, share) -> what to descend and what to report of it, drawing its episodes from generator, a share of the outer
-    loop being done; snapshot(model) -> a dict of lists and numbers, taken at
-    log-spaced outer steps; report(step, loss) is told of every step. The model must be freshly initialised.
-    Returns the snapshots, each with its "outer_step". Stopped at any moment and called again, it ends bit for bit the same.
-    Raises UnusableCheckpoint; FloatingPointError if a loss or gradient is not finite
-    (the last checkpoint stays); OSError if a checkpoint cannot be written (the one before it stays).
+    loop being done; snapshot(model) -> a dict of lists and numbers, taken at log-spaced outer steps, if given; report(step, loss) is told of
+    every step. The model must be freshly initialised. Returns the snapshots, each with its "outer_step". Stopped at any moment and called
+    again, it ends bit for bit the same. Raises UnusableCheckpoint; FloatingPointError if a loss or gradient is not finite (the last checkpoint
+    stays); OSError if a checkpoint cannot be written (the one before it stays).
     """
     base = [[group["lr"] for group in o.param_groups] for o in optimizers]
     first, snapshots = 0, []
@@ -208,7 +207,7 @@ def outer_loop(model, loss, steps, optimizers, generator, snapshot, path, config
 
     wanted, save_every = snapshot_steps(steps), max(1, steps // 50)
     for step in range(first, steps + 1):
-        if step in wanted:
+        if snapshot and step in wanted:
             with torch.no_grad():
                 snapshots.append({"outer_step": step, **snapshot(model)})
         if step == steps:

@@ -11,7 +11,8 @@ and from Python, with the settings as arguments:
     time, strength, stderr = result.curve("meta")        # (R,), (R, K), (R, K), ready to plot
 
 This file holds the settings, the experiments wired together from tasks.py, learners.py, meta.py and plots.py, and the files a
-run writes. The path from a command to its figures: `main`, `repeat`, `run`, `experiment`, then the family's `draw`. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services, multi-GPU.
+run writes. The path from a command to its figures: `main`, `repeat`, `run`, `Experiment`, then the family's `draw`.
+Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services, multi-GPU.
 """
 import argparse
 import csv
@@ -133,9 +134,8 @@ class Config:
         for scale in (1, 4):
             yield f"evaluation tasks, scaled by {scale}", priors[""], scale * W
 
-    def more(self, predictors, prior, W, curves, generator, folder):
-        """What this family alone measures: further curves, (times, strengths (R, N, K)) by system; and rows of further CSV files, by name."""
-        return {}, {}
+    def more(self, experiment):
+        """What this family alone measures: adds to the curves and the rows of an Experiment."""
 
     def draw(self, tables, indices, folder):
         """Writes the figures. tables: by name, dicts of columns; indices: staggering by system, as the figures say it."""
@@ -286,12 +286,13 @@ class Nonlinreg(Config):
             source = tasks.FourierRegression(band, self.noise, self.trials, self.grid)
             yield f"{band[0]} to {band[-1]}", source, self.targets(source, generator)
 
-    def more(self, predictors, prior, W, curves, generator, folder):
+    def more(self, experiment):
         """fits.csv: one task, one episode, and what each system makes of it before each trial; Bayes with its posterior deviation.
 
         Of the Learner as many moments, or fewer; first evenly spaced, then at the squares, since it learns its first modes so early.
         """
-        x, y = prior.episodes(W[:1], generator)
+        prior, W, predictors = experiment.prior, experiment.targets, experiment.predictors
+        x, y = prior.episodes(W[:1], stream(self.seed, "probe"))
         xq = tasks.FourierRegression(prior.frequencies, grid=self.learner_grid).queries()
         target, phi = (prior.features(xq) @ W[0].mT)[:, 0], prior.features(xq.double())
         deviation = torch.einsum("qf, tfg, qg -> tq", phi, predictors["bayes"].posterior(x, y)[1][0], phi).clamp_min(0).sqrt()
@@ -300,10 +301,10 @@ class Nonlinreg(Config):
         seen = sorted({min(last, max(t, round(last * (t / T) ** 2))) for t in range(T + 1)})
         meta_f, bayes_f = (predictors[system].query(x, y, xq)[0, ..., 0].cpu() for system in ("meta", "bayes"))
         trials = torch.arange(T + 1)[:, None]
-        rows = long("data", trials[:-1, 0], x[0, :, 0], y[0, :, 0], "") + long("target", 0, xq[:, 0], target, "")
+        rows = experiment.rows["fits"]
+        rows += long("data", trials[:-1, 0], x[0, :, 0], y[0, :, 0], "") + long("target", 0, xq[:, 0], target, "")
         rows += long("learner", steps[seen, None], xq[:, 0], learner[seen, 0], "")
         rows += long("meta", trials, xq[:, 0], meta_f, "") + long("bayes", trials, xq[:, 0], bayes_f, deviation)
-        return {}, dict(fits=rows)
 
     def mode_names(self, system="meta"):
         """What the figures call the modes."""
@@ -396,21 +397,23 @@ class Bandit(Config):
         yield "equal rates", priors[""], correct
         yield "unequal rates", tasks.ContextualBandit(self.contexts, self.actions, self.trials, self.rates()), correct
 
-    def more(self, agents, prior, correct, curves, generator, folder):
+    def more(self, experiment):
         """The Bayes-optimal curve in closed form; with the actions' names kept, the Meta-Learner and a Bayes that tries them in order.
         runs.csv: some Learners one by one. interference.csv. scaling.csv.
         """
-        further, trials = dict(bayes_theory=prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1)), curves["meta"][0]
-        for system, agent in ("meta_fixed", agents["meta"]), ("bayes_fixed", tasks.OrderedBayesAgent()):
-            further[system], _ = prior.inner_loop(agent, correct, max(1, self.eval_episodes // 4), stream(self.seed, "probe"), relabel=False)
-        runs = []
+        prior, correct, agents, curves = experiment.prior, experiment.targets, experiment.predictors, experiment.curves
         for system in self.STARTS:
             t, strength = curves[system]
             ordered = learners.in_order_learned(strength[:, :6], t)
             for run in range(ordered.shape[1]):
-                runs += long(system, run, torch.arange(1, self.contexts + 1)[:, None], t, ordered[:, run].T)
-        rows = dict(runs=runs, interference=self.interference_rows(agents, prior, curves, generator), scaling=self.scaling_rows(generator, folder))
-        return {system: (trials, strength) for system, strength in further.items()}, rows
+                experiment.rows["runs"] += long(system, run, torch.arange(1, self.contexts + 1)[:, None], t, ordered[:, run].T)
+        curves["bayes_theory"] = experiment.trials, prior.strength(prior.bayes_curve()).float()[:, None].expand(-1, self.eval_tasks, -1)
+        for system, agent in ("meta_fixed", agents["meta"]), ("bayes_fixed", tasks.OrderedBayesAgent()):
+            strength, _ = prior.inner_loop(agent, correct, max(1, self.eval_episodes // 4), stream(self.seed, "probe"), relabel=False)
+            curves[system] = experiment.trials, strength
+        generator = stream(self.seed, "probe")
+        experiment.rows["interference"] = self.interference_rows(agents, prior, curves, generator)
+        experiment.rows["scaling"] = self.scaling_rows(generator, experiment.folder)
 
     def interference_rows(self, agents, prior, curves, generator):
         """What a step or a visit does for an unsolved context, by how many others are solved: rows of interference.csv."""
@@ -478,82 +481,101 @@ def long(*columns):
     return list(zip(*(column.ravel().tolist() for column in np.broadcast_arrays(*columns))))
 
 
-def train(config, prior, checkpoint, snapshot=lambda model: {}):
-    """Trains a Meta-Learner for this prior, or goes on from its checkpoint. Returns it and its snapshots."""
+def train(config, prior, checkpoint, snapshot=None):
+    """Trains a Meta-Learner for this prior, or goes on from its checkpoint. Returns it and its snapshots, if `snapshot` takes any."""
     model = config.build(prior, stream(config.seed, "initialisation")).to(config.device)
     optimizers, generator = meta.make_optimizers(model, config.outer_optimizer, config.muon_lr, config.adam_lr), stream(config.seed, "probe")
     some = prior.episodes(prior.sample(1024, generator), generator)
     bounds = [prior.losses(predictor, *some).mean().item() for predictor in prior.references().values()]
     progress = meta.Progress(config.outer_steps, *bounds, 2 * config.passes * meta.weights(model) * config.batch * prior.trials, config.device)
     return model, meta.outer_loop(model, partial(config.outer_loss, prior), config.outer_steps, optimizers, stream(config.seed, "tasks"),
-                                  snapshot, checkpoint, asdict(config), report=progress)
+                                  checkpoint, asdict(config), snapshot, report=progress)
+
+
+class Experiment:
+    """One family's experiment, in four phases: learn, meta_learn, probe, summarise. They fill `curves`, (times (R,), strengths (R, N, K)) by
+    system, `rows`, by CSV file, and `summary`.
+    """
+
+    def __init__(self, config, folder):
+        self.config, self.folder, self.random = config, folder, stream(config.seed, "evaluation")
+        self.priors = config.priors()
+        self.prior = self.priors[""]
+        self.targets = config.targets(self.prior, self.random)                 # the same for every system
+        self.fresh = self.prior.episodes(self.prior.sample(config.fresh_tasks, self.random), self.random)
+        self.predictors = {name + suffix: predictor for suffix, prior in self.priors.items() for name, predictor in prior.references().items()}
+        self.trials = torch.arange(self.prior.trials + 1.0)
+        self.few = max(1, config.eval_episodes // 64)                          # episodes of each task, where that will do
+        self.curves, self.rows = {}, {name: [] for name in COLUMNS}
+
+    def keep(self, system, time, strength, readings):
+        """Takes a system's strengths, (R, N, K) at times (R,), and the other readings of its modes, (R, N) each."""
+        self.curves[system] = time, strength
+        for name, reading in readings.items():
+            self.rows["probe"] += long(system, time, name, reading.mean(1))
+
+    def inner_loop(self, predictor, n, prior, targets):
+        """Strengths within n episodes of each target, and other readings, on the same episodes for every predictor."""
+        return prior.inner_loop(predictor, targets, n, stream(self.config.seed, "probe"))
+
+    def learn(self):
+        """The Learners, and what goes with them."""
+        for curve in self.config.learner_curves(self.targets):
+            self.keep(*curve)
+
+    def meta_learn(self):
+        """The outer loop: a Meta-Learner for each prior."""
+        for suffix, prior in self.priors.items():
+            model, snapshots = train(self.config.for_prior(suffix), prior, self.folder / f"checkpoint{suffix}.pt", None if suffix else self.snapshot)
+            self.predictors["meta" + suffix] = self.config.predictor(model)
+            for s in snapshots:
+                self.rows["outer_loop"] += long(s["outer_step"], range(1, len(s["strength"]) + 1), s["strength"], s["half_time"], s["value"])
+
+    def snapshot(self, model):
+        """What outer_loop.csv tells of the Meta-Learner at one outer step."""
+        predictor = self.config.predictor(model)
+        strength = self.inner_loop(predictor, self.few, self.prior, self.targets)[0].mean(1)
+        return dict(strength=strength[-1].tolist(), half_time=learners.half_time(strength.T, self.trials).tolist(),
+                    value=self.prior.sign * self.prior.losses(predictor, *self.fresh).mean().item())
+
+    @torch.no_grad()
+    def probe(self):
+        """The inner loops: on the evaluation tasks, out of distribution, and what the family adds."""
+        for system in ("meta", "bayes"):
+            self.keep(system, self.trials, *self.inner_loop(self.predictors[system], self.config.eval_episodes, self.prior, self.targets))
+        for condition, prior, targets in self.config.conditions(self.targets, self.priors, self.random):
+            data = prior.episodes(targets.repeat_interleave(self.few, 0), self.random)
+            for system, predictor in self.predictors.items():
+                strength = self.inner_loop(predictor, self.few, prior, targets)[0][-1].mean(0)
+                value = prior.sign * prior.losses(predictor, *data).mean().item()
+                self.rows["ood"] += long(system, condition, range(1, len(strength) + 1), strength, value)
+        self.config.more(self)
+
+    @torch.no_grad()
+    def summarise(self):
+        """dynamics.csv, performance.csv and summary.json, from what was measured."""
+        for system, (t, strength) in self.curves.items():
+            strength = learners.in_order_learned(strength, t) if self.config.alike else strength
+            self.curves[system] = t, strength
+            mean, stderr = strength.mean(1), strength.std(1) / strength.shape[1] ** 0.5
+            self.rows["dynamics"] += long(system, torch.arange(1, mean.shape[1] + 1)[:, None], t, mean.T, stderr.T)
+        losses = {system: self.prior.losses(self.predictors[system], *self.fresh) for system in ("prior", "bayes", "meta")}
+        for system, each in losses.items():
+            self.rows["performance"] += long(system, range(self.prior.trials), self.prior.sign * each.mean(0), each.std(0) / len(each) ** 0.5)
+        means = [losses[system].mean(1) for system in ("prior", "meta", "bayes")]
+        self.summary = {system: learners.describe(strength, t, self.random) for system, (t, strength) in self.curves.items()}
+        self.summary["captured"] = learners.captured_fraction(*means).item()
+        self.summary["captured_ci"] = list(learners.bootstrap_interval(learners.captured_fraction, *means, generator=self.random))
 
 
 def experiment(config, folder):
     """The whole experiment of a family. Returns the rows of each CSV file, by its name, and the summary."""
-    clock, evaluation, priors = [time.perf_counter()], stream(config.seed, "evaluation"), config.priors()
-    prior = priors[""]
-    few, trials = max(1, config.eval_episodes // 64), torch.arange(prior.trials + 1.0)      # few: episodes a task, where that will do
-    targets = config.targets(prior, evaluation)
-    fresh = prior.episodes(prior.sample(config.fresh_tasks, evaluation), evaluation)
-    curves, rows = {}, dict(probe=[], performance=[], outer_loop=[], ood=[], dynamics=[])
-
-    def keep(system, time, strength, readings):
-        """Takes the strengths of a system, (R, N, K) at times (R,), and the other readings of its modes, (R, N) each."""
-        curves[system] = time, strength
-        for name, reading in readings.items():
-            rows["probe"] += long(system, time, name, reading.mean(1))
-
-    def inner_loop(predictor, n, prior=prior, targets=targets):
-        """Strengths within episodes, and other readings, on the same episodes for every predictor."""
-        return prior.inner_loop(predictor, targets, n, stream(config.seed, "probe"))
-
-    def snapshot(model):
-        """What outer_loop.csv tells of the Meta-Learner at one outer step."""
-        strength = inner_loop(config.predictor(model), few)[0].mean(1)
-        return dict(strength=strength[-1].tolist(), half_time=learners.half_time(strength.T, trials).tolist(),
-                    value=prior.sign * prior.losses(config.predictor(model), *fresh).mean().item())
-
-    for curve in config.learner_curves(targets):
-        keep(*curve)
-    predictors = {name + suffix: predictor for suffix, p in priors.items() for name, predictor in p.references().items()}
-    losses = {system: prior.losses(predictors[system], *fresh) for system in ("prior", "bayes")}
-    clock.append(time.perf_counter())
-
-    for suffix, its_prior in priors.items():
-        model, seen = train(config.for_prior(suffix), its_prior, folder / f"checkpoint{suffix}.pt", snapshot if not suffix else lambda model: {})
-        predictors["meta" + suffix] = config.predictor(model)
-        for s in seen if not suffix else ():
-            rows["outer_loop"] += long(s["outer_step"], range(1, len(s["strength"]) + 1), s["strength"], s["half_time"], s["value"])
-    clock.append(time.perf_counter())
-
-    with torch.no_grad():
-        losses["meta"] = prior.losses(predictors["meta"], *fresh)
-        for system, each in losses.items():
-            rows["performance"] += long(system, range(prior.trials), prior.sign * each.mean(0), each.std(0) / len(each) ** 0.5)
-        for system in ("meta", "bayes"):
-            keep(system, trials, *inner_loop(predictors[system], config.eval_episodes))
-        for condition, source, shifted in config.conditions(targets, priors, evaluation):
-            data = source.episodes(shifted.repeat_interleave(few, 0), evaluation)
-            for system, predictor in predictors.items():
-                strength = inner_loop(predictor, few, source, shifted)[0][-1].mean(0)
-                value = source.sign * source.losses(predictor, *data).mean().item()
-                rows["ood"] += long(system, condition, range(1, len(strength) + 1), strength, value)
-        further_curves, further_rows = config.more(predictors, prior, targets, curves, stream(config.seed, "probe"), folder)
-    curves |= further_curves
-    if config.alike:
-        curves = {system: (t, learners.in_order_learned(strength, t)) for system, (t, strength) in curves.items()}
-    for system, (t, strength) in curves.items():
-        mean, stderr = strength.mean(1), strength.std(1) / strength.shape[1] ** 0.5
-        rows["dynamics"] += long(system, torch.arange(1, mean.shape[1] + 1)[:, None], t, mean.T, stderr.T)
-
-    summary = {system: learners.describe(strength, t, evaluation) for system, (t, strength) in curves.items()}
-    means = [losses[system].mean(1) for system in ("prior", "meta", "bayes")]
-    summary["captured"] = learners.captured_fraction(*means).item()
-    summary["captured_ci"] = list(learners.bootstrap_interval(learners.captured_fraction, *means, generator=evaluation))
-    clock.append(time.perf_counter())
-    phases = zip(("learners", "outer_loop", "probes"), clock, clock[1:])       # of this process: what an earlier one did is not counted
-    return rows | further_rows, summary | dict(seconds={phase: round(end - begin, 2) for phase, begin, end in phases})
+    it, seconds = Experiment(config, folder), {}          # the seconds of this process: what an earlier one did is not counted
+    for phase, work in dict(learners=it.learn, outer_loop=it.meta_learn, probes=it.probe, summary=it.summarise).items():
+        begin = time.perf_counter()
+        work()
+        seconds[phase] = round(time.perf_counter() - begin, 2)
+    return it.rows, it.summary | dict(seconds=seconds)
 
 
 # ---------------------------------------------------------------- files of a run
@@ -593,8 +615,8 @@ def held(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
-    except OSError as error:
-        raise Mistake("--out", folder, f"a folder that can be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:                # ValueError: a name with a null character
+        raise Mistake("--out", folder, f"a folder that can be written ({getattr(error, 'strerror', error)})") from None
     with lock:
         try:
             if fcntl:
@@ -864,7 +886,7 @@ def main(arguments=None):
             print(f"\n{compare(families, out)}")
         return 0
     except (Mistake, argparse.ArgumentError) as mistake:
-        print(f"metadyn.py: {mistake}", file=sys.stderr)
+        print("metadyn.py:", textwrap.shorten(str(mistake), 400), file=sys.stderr)         # one line, whatever was given
         return 2
     except (FloatingPointError, OSError) as error:
         print(f"metadyn.py: {error}", file=sys.stderr)

@@ -396,7 +396,7 @@ def test_a_short_outer_loop_by_policy_gradient_captures_half(tmp_path):
     def loss(model, generator, share):
         return meta.policy_gradient_loss(meta.MetaAgent(model), prior, 64, 0.05 * (1 - share), generator)
 
-    meta.outer_loop(model, loss, 250, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, tmp_path / "checkpoint.pt", {})
+    meta.outer_loop(model, loss, 250, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, tmp_path / "checkpoint.pt", {})
     episodes = prior.episodes(prior.sample(2000, generator), generator)
     assert 0.5 < learners.captured_fraction(*(prior.losses(a, *episodes).mean(1) for a in (tasks.UniformAgent(), meta.MetaAgent(model), tasks.BayesAgent()))) < 1.02
 
@@ -448,7 +448,7 @@ def short_outer_loop(folder, steps=300, blind=False):
         value = (model.predict(x, see(y)) - y).square().mean()
         return value, value
 
-    meta.outer_loop(model, loss, steps, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, lambda model: {}, folder / "checkpoint.pt", {})
+    meta.outer_loop(model, loss, steps, meta.make_optimizers(model, "muon", 0.03, 0.01), generator, folder / "checkpoint.pt", {})
     x, y = prior.episodes(prior.sample(1000, generator), generator)
     with torch.no_grad():
         never, bayes = (prior.losses(p, x, y).mean(1) for p in (tasks.Prior(prior), tasks.Bayes(prior)))
@@ -599,16 +599,14 @@ def test_n_and_n_outer_steps_are_2n_outer_steps(tmp_path, optimizer):
         model = meta.MetaLearner(2, 2, 8, seeded(1))
 
         def loss(model, generator, share):
-            x, y = prior.episodes(prior.sample(8, generator), generator)
-            value = (model.predict(x, y) - y).square().mean()
-            return value, value
+            return meta.squared_error_loss(model, prior, 8, generator)
 
         def report(step, value):
             if step == kill_at:
                 raise Killed
 
-        snapshots = meta.outer_loop(model, loss, 20, meta.make_optimizers(model, optimizer, 0.05, 0.01), seeded(2),
-                                    lambda model: dict(value=model.head.weight.sum().item()), path, {}, report=report)
+        snapshots = meta.outer_loop(model, loss, 20, meta.make_optimizers(model, optimizer, 0.05, 0.01), seeded(2), path, {},
+                                    lambda model: dict(value=model.head.weight.sum().item()), report=report)
         return model.state_dict(), snapshots
 
     whole = train(tmp_path / "whole.pt")
@@ -861,7 +859,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         return value, value
 
     with pytest.raises(FloatingPointError, match="outer step 7"):
-        meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), lambda model: {}, tmp_path / "checkpoint.pt", {})
+        meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), tmp_path / "checkpoint.pt", {})
     assert meta.load_checkpoint(tmp_path / "checkpoint.pt", {})["step"] == 7
 
 
@@ -899,7 +897,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
         return value, value
 
     with pytest.raises(FloatingPointError, match="gradient"):
-        meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), lambda model: {}, tmp_path / "checkpoint.pt", {})
+        meta.outer_loop(model, loss, 20, meta.make_optimizers(model, "adam", 0, 0.01), seeded(), tmp_path / "checkpoint.pt", {})
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
