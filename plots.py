@@ -41,7 +41,7 @@ def save(figure, path):
         unfinished.replace(path.with_name(path.name + suffix))
 
 
-def animate(figure, show, frames, path, rate=6):
+def animate(figure, show, frames, path, rate=5):
     """Writes path.gif, in one move: frame i is what `show`, called with i, leaves on the figure. The last one stays for a while."""
     unfinished, writer = path.with_name("unfinished-" + path.name + ".gif"), PillowWriter(fps=rate)
     show(frames - 1)
@@ -215,7 +215,7 @@ def watch_fits(x, target, rows, path):
     animate(figure, show, len(rows[0][1]), path)
 
 
-def watch_spectra(panels, s, path, frames=30):
+def watch_spectra(panels, s, path, frames=25):
     """An animation of effective spectra: of each mode what is learned, as a bar in the outline of the target's singular value s (K,).
 
     panels: as in `dynamics`; the clock of each runs until its last mode has 95% of what it comes to.
@@ -394,7 +394,7 @@ def draw_fits(table, folder):
         return [panels[round(share * (len(panels) - 1))] for share in shares]
     fits(x, target, [(name, some(panels, (0.15, 0.25, 0.4, 0.6, 1) if name == "Learner" else (0.05, 0.1, 0.2, 0.4, 1))) for name, panels in rows],
          folder / "fits")
-    watch_fits(x, target, [(name, some(panels, np.linspace(0, 1, 31))) for name, panels in rows], folder / "fits")
+    watch_fits(x, target, [(name, some(panels, np.linspace(0, 1, 21))) for name, panels in rows], folder / "fits")
 
 
 def draw_bandit(tables, indices, labels, rates, folder):

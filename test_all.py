@@ -515,7 +515,7 @@ def undrawn(request, monkeypatch):
     """Rendering is most of a tiny run's time: leave it out where no figure is looked at."""
     if "figures" not in request.fixturenames:
         monkeypatch.setattr(plots, "save", lambda figure, path: None)
-        monkeypatch.setattr(plots, "animate", lambda figure, show, frames, path: show(0))
+    monkeypatch.setattr(plots, "animate", lambda figure, show, frames, path: show(0))          # the quick runs make true ones
 
 
 @pytest.fixture(scope="module")
@@ -525,12 +525,18 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A folder in which to run things."""
+    return tmp_path_factory.mktemp("quick")
+
+
 @pytest.mark.parametrize("family", metadyn.FAMILIES)
-def test_a_quick_run_from_the_command_line(family, tmp_path):
-    done = subprocess.run([sys.executable, HERE / "metadyn.py", family, "--quick", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
+def test_a_quick_run_from_the_command_line(family, quick):
+    done = subprocess.run([sys.executable, HERE / "metadyn.py", family, "--quick"], cwd=quick, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "staggering index" in done.stdout and "κ" in done.stdout
-    folder = tmp_path / "runs" / family
+    assert "staggering index" in done.stdout and "κ" in done.stdout and "of the matrix product's" in done.stderr
+    folder = quick / "runs" / family
     for name, header in metadyn.COLUMNS.items():
         if not (folder / f"{name}.csv").exists():
             assert name in dict(linreg=["fits", "runs", "interference", "scaling"], nonlinreg=["runs", "interference", "scaling"], bandit=["fits", "probe"])[family]
@@ -726,14 +732,44 @@ def test_a_leaf_module_imports_alone(module, tmp_path):
     subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, check=True, env={"PATH": os.environ["PATH"]})
 
 
-@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.DOTALL))
-def test_the_examples_of_the_readme_run_as_printed(example, tmp_path):
-    for module in ("tasks", "learners", "plots"):
+EXAMPLES = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if "FAMILIES" not in example])
+def test_the_examples_of_the_readme_run_as_printed(example, quick, tmp_path):
+    if (quick / "runs" / "linreg").exists():              # there already: what an example then does is read it
+        shutil.copytree(quick / "runs" / "linreg", tmp_path / "runs" / "linreg")
+    for module in ("tasks", "learners", "plots", *(("meta", "metadyn") if "import metadyn" in example else ())):
         shutil.copy(HERE / f"{module}.py", tmp_path)
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed, promised = float(done.stdout.strip().removeprefix("tensor(").split(",")[0].rstrip(")")), float(re.search(r"# ([\d.]+)", example)[1])
     assert abs(printed - promised) < 0.15 * promised
+
+
+def test_the_fourth_family_of_the_readme_works_with_every_part_of_the_frame(tmp_path):
+    for module in ("tasks", "learners", "plots", "meta", "metadyn"):
+        shutil.copy(HERE / f"{module}.py", tmp_path)
+    example, = [example for example in EXAMPLES if "FAMILIES" in example]
+    (tmp_path / "polynomials.py").write_text(example)
+
+    def polynomials(*options):
+        return subprocess.run([sys.executable, "polynomials.py", "polynomials", *options], cwd=tmp_path, capture_output=True, text=True)
+
+    tiny = "--degrees 3 --trials 8 --seeds 2".split() + TINY[:-4]
+    done = polynomials(*tiny)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "polynomials"
+    whole = tables(folder)
+    assert {"dynamics.csv", "performance.csv", "outer_loop.csv", "ood.csv", "overview.csv", "seeds.csv"} <= set(whole)
+    assert all(len(whole["summary"][system]["half_times"]) == 3 for system in ("learner", "meta", "bayes"))
+    assert (folder / "dynamics.png").exists() and (folder / "ood.pdf").exists() and (folder / "seed1" / "outer_loop.png").exists()
+    for file in ("summary.json", "dynamics.csv"):
+        (folder / file).unlink()
+    assert polynomials(*tiny).returncode == 0 and tables(folder) == whole          # from its checkpoint
+    assert "--degrees: 0 given, allowed: a finite number, at least 1" in polynomials("--degrees", "0").stderr
+    listed = subprocess.run([sys.executable, "polynomials.py", "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "Polynomials: the degrees of a function." in listed
 
 
 @pytest.mark.parametrize("arguments, words", [
