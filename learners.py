@@ -129,7 +129,7 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
     Frequencies of the target are learned from low to high (spectral bias; Rahaman et al. 2018, arXiv 1806.08734, and Xu et al. 2018,
     arXiv 1807.01251). No closed form. Initial weights and biases are U(-1, 1) / sqrt(fan-in), torch's own law for nn.Linear.
 
-    x: (G,) in [0, 1), given to the network as it is; target: (S, G); layers: how many hidden ones, of `hidden` units.
+    x: (G,), given to the network as it is; target: (S, G); layers: how many hidden ones, of `hidden` units.
     Returns steps (R,), 0 first, and the functions f (R, S, G) at those steps.
     """
     S, G = target.shape
@@ -256,14 +256,14 @@ def describe(strength, time, generator):
     no task left the index is inf.
     """
     half = half_time(strength.movedim(0, -1), time)
-    started, reached = half > time[0], half.isfinite()
-    index = staggering_index(torch.where(started, half, half.amax(-1, keepdim=True)))
-    index = index[started.sum(-1) >= min(2, half.shape[-1])]
+    rises, reached = half > time[0], half.isfinite()
+    index = staggering_index(torch.where(rises, half, half.amax(-1, keepdim=True)))
+    index = index[rises.sum(-1) >= min(2, half.shape[-1])]
     index = index if len(index) else torch.tensor([math.inf])
-    times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, started.T)]
+    times = [geometric_mean(h[s]).item() if s.any() else math.inf for h, s in zip(half.T, rises.T)]
     return dict(half_times=times, staggering=geometric_mean(index).item(),
                 staggering_ci=list(bootstrap_interval(geometric_mean, index, generator=generator)),
-                left_out=(~started).sum().item(), not_reached=(~reached).sum().item(), of=half.numel())
+                left_out=(~rises).sum().item(), not_reached=(~reached).sum().item(), of=half.numel())
 
 
 def in_order_learned(strength, time):

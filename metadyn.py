@@ -7,11 +7,11 @@ r"""metadyn: how structure is learned, by a Learner, by a Meta-Learner and by Ba
 
 and from Python, with the settings as arguments:
 
-    result = metadyn.linreg(quick=True)
+    result = metadyn.linreg(quick=True, out="runs/quick")
     time, strength, stderr = result.curve("meta")        # (R,), (R, K), (R, K), ready to plot
 
 This file holds the settings, the experiments wired together from tasks.py, learners.py, meta.py and plots.py, and the files a
-run writes. The path from a command to its figures: `main`, `repeat`, `run`, `Experiment`, then the family's `draw`.
+run writes. The path from a command to its figures: `main`, `run`, `Experiment`, then the family's `draw`.
 Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services, multi-GPU.
 """
 import argparse
@@ -77,9 +77,11 @@ class Config:
     eval_tasks: int = option(16, "evaluation tasks, the same for every system", low=2)
     eval_episodes: int = option(1024, "episodes of each evaluation task, for the inner loops' curves", low=1)
     fresh_tasks: int = option(4096, "tasks drawn from the prior to measure the captured fraction", low=2)
+    QUICK = dict(hidden=48, outer_steps=300, batch=64, eval_tasks=4, eval_episodes=64, fresh_tasks=512)
+    FULL = dict(hidden=256, outer_steps=30000, eval_tasks=64, fresh_tasks=16384)
 
     def check(self):
-        """Raises Mistake where a setting is not what its field allows; fills in the settings that others decide."""
+        """Raises Mistake where a setting is not what its field allows; fills in those that others, or the machine, decide."""
         for f in fields(self):
             name, rule, several = "--" + f.name.replace("_", "-"), f.metadata, typing.get_args(f.type)
             given = getattr(self, f.name)
@@ -93,6 +95,8 @@ class Config:
                     raise ValueError
             except (TypeError, ValueError, OverflowError):
                 raise Mistake(name, given, "a whole number" if int in (f.type, *several) else "a number") from None
+            if several and not values and f.default_factory():
+                raise Mistake(name, "nothing", "at least one number")
             for value in values:
                 if not (math.isfinite(value) and rule["low"] <= value <= rule["high"] and value > rule["above"]):
                     bound = f"at least {rule['low']}" if math.isfinite(rule["low"]) else f"more than {rule['above']}"
@@ -100,16 +104,19 @@ class Config:
                     raise Mistake(name, value, f"a finite number, {bound}")
             setattr(self, f.name, values if several else values[0])
         self.adam_lr = self.adam_lr or (0.01 if self.outer_optimizer == "muon" else 0.003)
+        self.device = resolve_device(self.device)
+
+    def settings(self):
+        """What config.json says of them."""
+        return dict(family=type(self).__name__.lower()) | asdict(self)
 
     # What `experiment` asks of a family. It must have four methods of its own:
-    #     priors()               task distributions by suffix: that of "" is the family's, others serve the test out of distribution
-    #     targets(prior, g)      the fixed evaluation tasks, as weights (N, Dy, F)
-    #     learner_curves(W)      yields (system, steps (R,), mode strengths (R, N, K), other readings by name); one system is "learner"
-    #     mode_names()           what the figures call the K modes
+    #     priors()                         task distributions by suffix: that of "" is the family's, others serve the test out of distribution
+    #     targets(prior, generator)        the fixed evaluation tasks, as weights (N, Dy, F)
+    #     learner_curves(targets)          yields (system, steps (R,), mode strengths (R, N, K), other readings by name); one system is "learner"
+    #     mode_names(system="meta")        what the figures call the K modes
     # The rest are as in regression, and may be replaced.
 
-    QUICK = dict(hidden=48, outer_steps=300, batch=64, eval_tasks=4, eval_episodes=64, fresh_tasks=512)
-    FULL = dict(hidden=256, outer_steps=30000, eval_tasks=64, fresh_tasks=16384)
     passes = 3                                            # of an outer step: forward, and backward, which is twice the work
     alike = False                                         # whether modes differ in name only
 
@@ -153,6 +160,7 @@ class Linreg(Config):
     learner_steps: int = option(3000, "the Learner's gradient steps", low=1)
     learner_scale: float = option(1e-3, "strength u0 of each mode of the Learner's map at the start", above=0)
     scales: list[float] = option([0.25, 0.5, 1.0, 2.0, 4.0, 8.0], "factors on the spectrum, out of distribution", above=0)
+    QUICK = Config.QUICK | dict(outer_steps=400, eval_tasks=8, eval_episodes=128, fresh_tasks=1024)
 
     def check(self):
         """The same, and one singular value for each dimension, in descending order."""
@@ -198,8 +206,6 @@ class Linreg(Config):
         """Writes the figures."""
         plots.draw_linreg(tables, indices, self.mode_names(), self.singular_values, folder)
 
-    QUICK = dict(hidden=48, outer_steps=400, batch=64, eval_tasks=8, eval_episodes=128, fresh_tasks=1024)
-
 
 @dataclass
 class Nonlinreg(Config):
@@ -219,6 +225,9 @@ class Nonlinreg(Config):
     learner_grid: int = option(200, "points on the circle that the Learner is trained on, all at every step", low=1)
     learner_frequencies: list[int] = option([], "frequencies of the Learner's targets (default: those of the prior)", low=1)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", low=2)
+    QUICK = Config.QUICK | dict(bandpass_steps=100, learner_hidden=64, learner_layers=3, learner_steps=500)
+    FULL = Config.FULL | dict(bandpass_steps=30000, eval_episodes=4096, eval_tasks=20, learner_lr=3e-4,
+                              learner_steps=60000, learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
 
     def check(self):
         """The same, and grids fine enough for every frequency."""
@@ -256,11 +265,11 @@ class Nonlinreg(Config):
         """Fixed evaluation tasks of one amplitude at every frequency, that of the prior, and random phases: weights (N, 1, 2 K)."""
         return prior.evaluation_tasks(self.eval_tasks, torch.full((len(prior.frequencies),), (2 * prior.weight_var) ** 0.5), generator)
 
-    def relu_learner(self, target, every):
-        """Trains ReLU networks on targets (S, learner_grid): steps (R,), and the functions f (R, S, learner_grid)."""
+    def relu_learner(self, target):
+        """Trains ReLU networks on targets (S, learner_grid): some 200 steps (R,), and the functions f (R, S, learner_grid) at them."""
         x = torch.arange(self.learner_grid) / self.learner_grid
-        return learners.relu_network(x, target, self.learner_lr, self.learner_steps, self.learner_hidden, self.learner_layers, every,
-                                     stream(self.seed, "learners"))
+        return learners.relu_network(x, target, self.learner_lr, self.learner_steps, self.learner_hidden, self.learner_layers,
+                                     max(1, self.learner_steps // 200), stream(self.seed, "learners"))
 
     def learner_curves(self, W):
         """Yields (system, steps (R,), strengths (R, N, K), other readings): the Learner on targets of flat and of rising amplitude.
@@ -271,12 +280,12 @@ class Nonlinreg(Config):
         prior = tasks.FourierRegression(self.learner_frequencies or [*lower, *upper], grid=self.learner_grid)
         ramp = torch.arange(1.0, len(prior.frequencies) + 1)
         if self.learner_frequencies:
-            W, rising = prior.evaluation_tasks(len(W), torch.ones(len(ramp)), stream(self.seed, "learners")), ramp / len(ramp)
+            W, rising = prior.evaluation_tasks(len(W), torch.ones(len(ramp)), stream(self.seed, "evaluation")), ramp / len(ramp)
         else:
             rising = ramp / ramp.square().mean().sqrt()
         for system, weights in ("learner", W), ("learner_rising", W * rising.repeat(2)):
             target = (prior.features(prior.queries()) @ weights.mT)[..., 0]
-            t, f = self.relu_learner(target, max(1, self.learner_steps // 200))
+            t, f = self.relu_learner(target)
             strength, outside = tasks.fourier_strength(f, target, prior.frequencies)
             yield system, t, strength, dict(outside=outside)
 
@@ -296,7 +305,7 @@ class Nonlinreg(Config):
         xq = tasks.FourierRegression(prior.frequencies, grid=self.learner_grid).queries()
         target, phi = (prior.features(xq) @ W[0].mT)[:, 0], prior.features(xq.double())
         deviation = torch.einsum("qf, tfg, qg -> tq", phi, predictors["bayes"].posterior(x, y)[1][0], phi).clamp_min(0).sqrt()
-        steps, learner = self.relu_learner(target[None], max(1, self.learner_steps // 200))
+        steps, learner = self.relu_learner(target[None])
         last, T = len(steps) - 1, prior.trials
         seen = sorted({min(last, max(t, round(last * (t / T) ** 2))) for t in range(T + 1)})
         meta_f, bayes_f = (predictors[system].query(x, y, xq)[0, ..., 0].cpu() for system in ("meta", "bayes"))
@@ -314,10 +323,6 @@ class Nonlinreg(Config):
     def draw(self, tables, indices, folder):
         """Writes the figures."""
         plots.draw_nonlinreg(tables, indices, self.mode_names(), self.mode_names("learner"), self.bands(), folder)
-
-    QUICK = Config.QUICK | dict(bandpass_steps=100, learner_hidden=64, learner_layers=3, learner_steps=500)
-    FULL = Config.FULL | dict(bandpass_steps=30000, eval_episodes=4096, eval_tasks=20, learner_lr=3e-4,
-                              learner_steps=60000, learner_hidden=256, learner_layers=6, learner_frequencies=list(range(5, 51, 5)))
 
 
 @dataclass
@@ -338,7 +343,9 @@ class Bandit(Config):
     learner_spread: float = option(1.0, "standard deviation of the first logits of the spread-out start", low=0)
     learner_trials: int = option(32, "trials that a step of the sampled Learner (REINFORCE) sees", low=1)
     scaling: list[int] = option([2, 3, 4, 5, 6, 7, 8], "numbers of contexts, for the time to a mean J of 0.9", low=1)
-    scaling_meta: int = option(0, "1 to train a Meta-Learner for each of them too", low=0)
+    scaling_meta: int = option(0, "1 to train a Meta-Learner for each of them too", low=0, high=1)
+    QUICK = Config.QUICK | dict(outer_steps=100, batch=32, learner_seeds=50, learner_steps=500, scaling=[2, 5])
+    FULL = Config.FULL | dict(outer_steps=10000, learner_seeds=1000, scaling_meta=1)
 
     passes = 4                                            # as in regression, and the rollouts, forward
     alike = True                                          # contexts differ in name only: order them as each run learned them
@@ -384,7 +391,9 @@ class Bandit(Config):
         return torch.tensor(steps), learners.policy_gradient(correct, logits, self.learner_lr, steps, shared, trials, generator)
 
     def learner_curves(self, correct):
-        """Yields (system, steps (R,), strengths (R, S, C), no other readings): those of STARTS, and REINFORCE by samples."""
+        """Yields (system, steps (R,), strengths (R, S, C), no other readings): those of STARTS, and REINFORCE by samples, each on tasks of its
+        own, far more than the evaluation tasks: a Learner's chance lies in its start.
+        """
         prior = self.priors()[""]
         for system in self.STARTS:
             t, J = self.learn(system, self.contexts)
@@ -420,15 +429,13 @@ class Bandit(Config):
         rows = []
         for system in self.STARTS:
             t, strength = curves[system]
-            J = strength * (1 - 1 / self.actions) + 1 / self.actions
+            J = prior.probability(strength)
             before, after = (J[i][t.diff() == 1] for i in (slice(None, -1), slice(1, None)))      # looks one gradient step apart
-            rows += [(system, n, *each) for n, each in enumerate(tasks.interference(before, after, after >= 0))]
+            rows += [(system, n, *each) for n, each in enumerate(tasks.interference(before, after, torch.ones_like(after, dtype=torch.bool)))]
         episodes = prior.episodes(prior.sample(2048, generator), generator)
-        visited = torch.nn.functional.one_hot(episodes[1], self.contexts)
-        first = (visited > 0) & (visited.cumsum(1) == 1)                       # only first visits are alike in what they can teach
         for system in ("meta", "bayes"):
             J = prior.play(agents[system], *episodes)[1]
-            rows += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:, :-1], J[:, 1:], first))]
+            rows += [(system, n, *each) for n, each in enumerate(tasks.interference(J[:, :-1], J[:, 1:], prior.first_visits(episodes[1])))]
         return [row for row in rows if row[-1]]
 
     def scaling_rows(self, generator, folder):
@@ -458,9 +465,6 @@ class Bandit(Config):
     def draw(self, tables, indices, folder):
         """Writes the figures."""
         plots.draw_bandit(tables, indices, self.mode_names(), self.rates(), folder)
-
-    QUICK = Config.QUICK | dict(outer_steps=100, batch=32, learner_seeds=50, learner_steps=500, scaling=[2, 5])
-    FULL = Config.FULL | dict(outer_steps=10000, learner_seeds=1000, scaling_meta=1)
 
 
 FAMILIES = {"linreg": Linreg, "nonlinreg": Nonlinreg, "bandit": Bandit}
@@ -568,7 +572,7 @@ class Experiment:
         self.summary["captured_ci"] = list(learners.bootstrap_interval(learners.captured_fraction, *means, generator=self.random))
 
 
-def experiment(config, folder):
+def measure(config, folder):
     """The whole experiment of a family. Returns the rows of each CSV file, by its name, and the summary."""
     it, seconds = Experiment(config, folder), {}          # the seconds of this process: what an earlier one did is not counted
     for phase, work in dict(learners=it.learn, outer_loop=it.meta_learn, probes=it.probe, summary=it.summarise).items():
@@ -586,19 +590,19 @@ COLUMNS = dict(dynamics="system,mode,time,strength,stderr", performance="system,
                runs="system,run,mode,time,strength", interference="system,solved,chance,gain,visits", scaling="system,contexts,time,low,high")
 
 
-def finite(value):
+def written(value):
     """What a file says of a number: itself, "not reached" for an infinite half-time or index, "undefined" for nan. Walks lists and dicts."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: written(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
+        return [written(v) for v in value]
     return "not reached" if value == math.inf else "undefined" if value != value else value
 
 
 def write_table(path, columns, rows):
     """Writes a CSV file, atomically."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([columns, *finite(rows)])
+    csv.writer(text, lineterminator="\n").writerows([columns, *written(rows)])
     meta.replace_file(path, text.getvalue().encode())
 
 
@@ -606,7 +610,7 @@ def write_run(folder, rows, summary):
     """Writes the CSV files, and summary.json last: once it is there, the run is complete."""
     for name, table in ((name, table) for name, table in rows.items() if table):
         write_table(folder / f"{name}.csv", COLUMNS[name].split(","), table)
-    meta.replace_file(folder / "summary.json", json.dumps(finite(summary), indent=1).encode())
+    meta.replace_file(folder / "summary.json", json.dumps(written(summary), indent=1).encode())
 
 
 @contextmanager
@@ -629,11 +633,11 @@ def held(folder):
 WAY_OUT = "another folder, or --fresh to replace the run that is there"
 
 
-def agree(folder, settings, fresh):
-    """Writes config.json, or compares the one that is there with this run's settings. Raises Mistake where they differ."""
+def agree(folder, settings, fresh=False):
+    """Writes config.json, clearing the folder of what it does not describe, or compares the one that is there with this run's settings. Raises Mistake where they differ."""
     path = folder / "config.json"
     if fresh or not path.exists():                        # config.json goes last, so that what it does not describe is gone before it
-        ours = ("summary.json", *(f"{name}.csv" for name in COLUMNS))
+        ours = ("summary.json", *(f"{name}.csv" for name in (*COLUMNS, "overview", "seeds")))
         for file in (*(folder / name for name in ours), *(folder.glob("checkpoint*.pt") if fresh else ()), path):
             file.unlink(missing_ok=True)
         versions = {module.__name__: module.__version__ for module in (torch, np, matplotlib)} | dict(python=sys.version.split()[0])
@@ -663,6 +667,13 @@ def shown(value):
     return value if isinstance(value, str) else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
+def brief(time):
+    """A half-time in at most four characters."""
+    if isinstance(time, str):
+        return "-"
+    return f"{time:.1f}" if time < 99.95 else f"{time:.0f}" if time < 9999.5 else f"{time / 1000:.0f}k"
+
+
 @dataclass(repr=False)
 class Result:
     """What a run wrote. summary: as in summary.json; tables: by name of the CSV file, dicts of columns, NumPy arrays. Prints as a table."""
@@ -672,7 +683,10 @@ class Result:
     tables: dict
 
     def curve(self, system):
-        """Of one system, "learner", "meta", "bayes" or a control: time (R,), mode strengths (R, K), and their standard errors (R, K)."""
+        """Of one system, "learner", "meta", "bayes" or a control: time (R,), mode strengths (R, K), and their standard errors (R, K).
+        Raises KeyError."""
+        if system not in self.summary:
+            raise KeyError(f"{system}: not one of {', '.join(self.indices())}")
         return plots.curve(self.tables["dynamics"], system)
 
     def numbers(self):
@@ -697,9 +711,9 @@ class Result:
         lines = ["Half-time of each mode, and staggering index (last / first)", "",
                  " " * 16 + "".join(f"{k:5d}" for k in range(1, most + 1)) + "  index [95% interv.]"]
         for system, (index, low, high) in numbers.items():
-            half = "".join(f"{'-':>5}" if isinstance(t, str) else f"{t:5.{0 if t >= 100 else 1}f}" for t in summary[system]["half_times"])
+            half = "".join(f"{brief(t):>5}" for t in summary[system]["half_times"])
             interval = "" if isinstance(index, str) else f" [{shown(low)}, {shown(high)}]"
-            lines.append(f"{NAMES.get(system, '  ' + system)[:16]:16}{half}  {shown(index)}{interval}")
+            lines.append(f"{NAMES.get(system, '  ' + system)[:16]:16}{half:{5 * most}}  {shown(index)}{interval}")
         lines.append("")
         for system, name in dict(learner="The Learner", meta="The Meta-Learner", bayes="Bayes").items():
             index = numbers[system][0]
@@ -720,8 +734,8 @@ def over_seeds(results):
     if len(results) == 1:
         return results[0].numbers()
     each = [result.numbers() for result in results]
-    values = {name: sorted(math.inf if isinstance(numbers[name][0], str) else numbers[name][0] for numbers in each) for name in each[0]}
-    return {name: tuple(finite([statistics.median(v), v[0], v[-1]])) for name, v in values.items()}
+    values = {name: sorted(plots.number(numbers[name][0]) for numbers in each) for name in each[0]}
+    return {name: tuple(written([statistics.median(v), v[0], v[-1]])) for name, v in values.items()}
 
 
 def compare(families, folder):
@@ -731,9 +745,9 @@ def compare(families, folder):
     """
     seeds = max(map(len, families.values()))
     rows = [(family, system, *values) for family, results in families.items() for system, values in over_seeds(results).items()]
-    write_table(folder / "overview.csv", ("family", "system", "index", "low", "high"), rows)
+    write_table(folder / "overview.csv", ("family", "system", "value", "low", "high"), rows)
     if seeds > 1:
-        write_table(folder / "seeds.csv", ("family", "seed", "system", "index"), [
+        write_table(folder / "seeds.csv", ("family", "seed", "system", "value"), [
             (family, result.config.seed, system, value) for family, results in families.items() for result in results
             for system, (value, *_) in result.numbers().items()])
     if len(families) > 1:
@@ -750,17 +764,18 @@ def compare(families, folder):
 
 # ---------------------------------------------------------------- from a command, or a call, to its results
 
-def run(config, folder, fresh=False):
+def run(config, folder):
     """Runs, resumes or, where it is complete, redraws one family's experiment in `folder`. Returns its Result. Raises Mistake."""
     config.check()
-    config.device = resolve_device(config.device)
     keep_freed_memory()
-    settings = dict(family=type(config).__name__.lower()) | asdict(config)
     with held(folder):
-        agree(folder, settings, fresh)
-        if not (folder / "summary.json").exists():
+        agree(folder, config.settings())
+        complete = (folder / "summary.json").exists()
+        if complete:
+            print(f"{folder} is complete: drawn again. After a change to the code, --fresh measures again.", file=sys.stderr)
+        else:
             try:
-                write_run(folder, *experiment(config, folder))
+                write_run(folder, *measure(config, folder))
             except meta.UnusableCheckpoint as error:
                 raise Mistake("--out", f"{folder} (its {error})", WAY_OUT) from None
         try:
@@ -768,29 +783,48 @@ def run(config, folder, fresh=False):
             tables = {name: plots.read_table(folder / f"{name}.csv") for name in COLUMNS if (folder / f"{name}.csv").exists()}
             result = Result(config, folder, summary, tables)
             result.draw()
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+            if not complete:                              # it is not the files of an earlier run that are to blame
+                raise
             raise Mistake("--out", f"{folder} (its tables are damaged: {error})", WAY_OUT) from None
     return result
 
 
-def repeat(config, folder, seeds=1, fresh=False):
-    """The whole experiment over several seeds, from config.seed on: the first in `folder`, the others in seed1, seed2, … within it. Returns
-    a list of Results."""
-    results = []
-    for seed in range(config.seed, config.seed + seeds):
-        if seeds > 1:
-            print(f"{type(config).__name__.lower()}, seed {seed}", file=sys.stderr)
-        results.append(run(replace(config, seed=seed), folder if seed == config.seed else folder / f"seed{seed}", fresh))
-    return results
+def plan(configs, out, seeds, fresh):
+    """The experiments that a command asks for: by family a list of (config, folder), one a seed, the first in its folder and the others in
+    seed1, seed2 and so on within. All are checked, and their folders made, or with `fresh` cleared, before the first is run. Raises Mistake.
+    """
+    jobs = {}
+    for family, config in configs.items():
+        folder = out / family if len(configs) > 1 else out
+        jobs[family] = [(replace(config, seed=config.seed + i), folder / f"seed{config.seed + i}" if i else folder) for i in range(seeds)]
+    every = [job for several in jobs.values() for job in several]
+    for config, _ in every:
+        config.check()
+    for config, folder in every:
+        with held(folder):
+            agree(folder, config.settings(), fresh)
+    return jobs
 
 
-def start(family, *, quick=False, full=False, out=None, fresh=False, **settings):
+def configure(family, quick=False, full=False, **settings):
+    """A family's config: its defaults, those of --quick or --full, and the settings given. Raises Mistake."""
+    if family not in FAMILIES:
+        raise Mistake("FAMILY", family, ", ".join(FAMILIES))
+    if quick and full:
+        raise Mistake("--full", "also --quick", "one of them")
+    cls = FAMILIES[family]
+    return cls(**(cls.QUICK if quick else cls.FULL if full else {}) | settings)
+
+
+def start(family, *, out=None, fresh=False, **options):
     """What `python metadyn.py FAMILY` does, from Python: runs, resumes or redraws the experiment in `out`, by default runs/FAMILY.
 
-    settings: as on the command line, with underscores. Returns a Result. Raises Mistake (a ValueError), FloatingPointError if learning diverged.
+    options: quick, full, and the settings as on the command line, with underscores. Returns a Result. Raises Mistake (a ValueError), and
+    FloatingPointError if learning diverged. Has the process keep freed memory (see `keep_freed_memory`).
     """
-    cls = FAMILIES[family]
-    return run(cls(**(cls.QUICK if quick else cls.FULL if full else {}) | settings), Path(out or Path("runs") / family), fresh)
+    (job,), = plan({family: configure(family, **options)}, Path(out or Path("runs") / family), 1, fresh).values()
+    return run(*job)
 
 
 def linreg(**options):
@@ -847,18 +881,17 @@ def parse(arguments):
             if name == "all" and f.name not in SHARED:
                 continue
             default, several = getattr(cls(), f.name), typing.get_args(f.type)
-            shown = " ".join(f"{v:g}" for v in default) if several else default
+            default = " ".join(f"{v:g}" for v in default) if several else default
             if name == "all" and f.name == "outer_steps":
-                shown = "each family's own"
-            text = f.metadata["help"] + (f" (default: {shown})" if shown != "" else "")
+                default = "each family's own"
+            text = f.metadata["help"] + (f" (default: {default})" if default != "" else "")
             sub.add_argument("--" + f.name.replace("_", "-"), type=several[0] if several else f.type, nargs="+" if several else None,
                              metavar="|".join(f.metadata["choices"] or ["X"]), help=text)
     given = vars(parser.parse_args(arguments))
-    family, out, fresh, seeds, quick, full = (given.pop(name, None) for name in ("family", "out", "fresh", "seeds", "quick", "full"))
+    family, out, fresh, seeds = (given.pop(name) for name in ("family", "out", "fresh", "seeds"))
     if not 1 <= seeds <= 1000:
         raise Mistake("--seeds", seeds, "at least 1 and at most 1000")
-    chosen = FAMILIES if family == "all" else {family: FAMILIES[family]}
-    return {name: cls(**(cls.QUICK if quick else cls.FULL if full else {}) | given) for name, cls in chosen.items()}, out, seeds, fresh
+    return {name: configure(name, **given) for name in (FAMILIES if family == "all" else [family])}, out, seeds, fresh
 
 
 def keep_freed_memory():
@@ -879,8 +912,11 @@ def main(arguments=None):
     try:
         configs, out, seeds, fresh = parse(arguments)
         families = {}
-        for family, config in configs.items():
-            families[family] = repeat(config, out / family if len(configs) > 1 else out, seeds, fresh)
+        for family, jobs in plan(configs, out, seeds, fresh).items():
+            families[family] = []
+            for config, folder in jobs:
+                print(*[f"{family}, seed {config.seed}\n"] * (seeds > 1), end="", file=sys.stderr)
+                families[family].append(run(config, folder))
             print(f"\n{families[family][0]}")
         if len(configs) > 1 or seeds > 1:
             print(f"\n{compare(families, out)}")
@@ -889,7 +925,7 @@ def main(arguments=None):
         print("metadyn.py:", textwrap.shorten(str(mistake), 400), file=sys.stderr)         # one line, whatever was given
         return 2
     except (FloatingPointError, OSError) as error:
-        print(f"metadyn.py: {error}", file=sys.stderr)
+        print(f"\nmetadyn.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nmetadyn.py: stopped; the same command, without --fresh, goes on from the last checkpoint", file=sys.stderr)

@@ -7,7 +7,6 @@ Axis order: time first, then modes K. Modes are coloured by viridis, the stronge
 theory is black and dashed, Bayes grey. Imports nothing of ours: copy it alone. Left out on purpose: interaction, styles, seaborn.
 """
 import csv
-import math
 
 import numpy as np
 from matplotlib import colormaps
@@ -23,7 +22,7 @@ def mode_colours(n):
 
 
 def new_figure(columns, width=4.2, height=3.8, rows=1, **axes):
-    """A figure with one row of panels, laid out by matplotlib itself, free of global state. Returns it and its axes."""
+    """A figure of rows of panels, laid out by matplotlib itself, free of global state. Returns it and its axes."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **axes)
     for ax in panels.flat:
@@ -100,6 +99,7 @@ def dynamics(panels, labels, path, columns=3):
     (single ones, (R, K) each, drawn behind the mean), log (a logarithmic time axis), labels (in place of the others).
     labels: K names of the modes, written at the ends of the curves.
     """
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(columns, rows=rows, sharey=True)
     for ax, panel in zip(axes.flat, panels):
@@ -210,7 +210,7 @@ def watch_fits(x, target, rows, path):
             title, *fit = panels[i]
             ax.clear()
             draw_fit(ax, x, target, *fit)
-            ax.set(title=f"{name}\n{title}", xlabel="x")
+            ax.set_title(f"{name}\n{title}", fontsize=12)
 
     animate(figure, show, len(rows[0][1]), path)
 
@@ -282,6 +282,11 @@ def interference(chance, gain, scaling, path):
 
 # ---------------------------------------------------------------- a family's figures, from the tables of a run
 
+def number(cell):
+    """A cell of a table, or a value of a summary, as a number. Raises ValueError."""
+    return float({"not reached": "inf", "undefined": "nan"}.get(cell, cell))
+
+
 def read_table(path):
     """A CSV file of a run as a dict of columns: NumPy arrays, of numbers where all are ("not reached" is inf), else of strings."""
     with open(path, newline="") as file:
@@ -289,7 +294,7 @@ def read_table(path):
     columns = {}
     for title, column in zip(header, zip(*lines)):
         try:
-            columns[title] = np.array([math.inf if cell == "not reached" else float(cell) for cell in column])
+            columns[title] = np.array([number(cell) for cell in column])
         except ValueError:
             columns[title] = np.array(column)
     return columns

@@ -10,7 +10,7 @@ Axis order: (B, T, D), that is episodes, trials, dimensions; K counts modes, Q q
 Every predictor of a regression answers the same two calls, in this file (`Bayes`, `Prior`) and in meta.py (`MetaLearner`):
     predict(x, y)     -> (B, T, Dy)           the guess at y_t from x_0 … x_t and y_0 … y_{t-1}
     query(x, y, xq)   -> (B, T + 1, Q, Dy)    the function held in mind before trial t, at query points xq (Q, Dx)
-In a bandit it is an agent, with three calls (see `ContextualBandit`). Every prior answers sample, episodes, losses, inner_loop, references.
+In a bandit it is an agent, with three calls (see `ContextualBandit`). Every prior answers sample, episodes, losses, inner_loop, references and show, and has a sign.
 
 Reference: Rabinowitz 2019, arXiv 1905.01320. Imports nothing of ours: copy it alone. Left out on purpose: data sets, loaders,
 plots. Everything random takes an explicit CPU generator.
@@ -22,7 +22,7 @@ import torch
 
 # ---------------------------------------------------------------- regression on fixed features, and exact inference in it
 
-def in_chunks(function, *tensors, size=512):
+def in_chunks(function, *tensors, size=128):
     """function(*tensors), computed for `size` episodes at a time, to keep memory small. Tensors (B, ...), result (B, ...)."""
     return torch.cat([function(*chunk) for chunk in zip(*(z.split(size) for z in tensors))])
 
@@ -31,7 +31,8 @@ class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var),   eps_t ~ N(0, noise^2 I).
 
     A family says what its features phi are (`features`, (..., Dx) -> (..., F)), how inputs are drawn (`inputs`), at which query
-    points its modes are read (`queries`) and how (`mode_strength`). A task is its weight matrix W (Dy, F).
+    points its modes are read (`queries`) and how (`read_modes`); and sets outputs (Dy), input_size (Dx), n_features (F), weight_var, noise
+    and trials. A task is its weight matrix W (Dy, F).
     """
 
     sign = 1                                              # a loss times this is what a person reads: here the squared error
@@ -348,6 +349,15 @@ class ContextualBandit:
     def strength(self, probability):
         """S = (J - 1/A) / (1 - 1/A): 0 at chance, 1 when the correct action is certain."""
         return (probability - 1 / self.actions) / (1 - 1 / self.actions)
+
+    def probability(self, strength):
+        """J from S."""
+        return strength * (1 - 1 / self.actions) + 1 / self.actions
+
+    def first_visits(self, contexts):
+        """Which contexts are visited for the first time at each trial: contexts (B, T) to (B, T, C). Only first visits are alike in what they can teach."""
+        visited = torch.nn.functional.one_hot(contexts, self.contexts)
+        return (visited > 0) & (visited.cumsum(1) == 1)
 
     def bayes_curve(self):
         r"""P(correct) of the Bayes-optimal policy in each context before trial t = 0 ... T, in expectation over episodes: (T + 1, C).
