@@ -211,6 +211,7 @@ def watch_fits(x, target, rows, path):
             ax.clear()
             draw_fit(ax, x, target, *fit)
             ax.set_title(f"{name}\n{title}", fontsize=12)
+            ax.set_xlabel("x")
 
     animate(figure, show, len(rows[0][1]), path)
 
