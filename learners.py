@@ -205,8 +205,10 @@ def half_time(strength, time):
     r"""When each mode is half learned: the first upward crossing of 1/2, linearly interpolated.
 
     strength: (..., N) mode strength at times `time` (N,), increasing. Returns (...): in the units of `time`; `time[0]`
-    where a mode starts at 1/2 or above, inf where it is never reached.
+    where a mode starts at 1/2 or above, inf where it is never reached. Raises ValueError where time is not the last axis.
     """
+    if strength.shape[-1] != len(time):
+        raise ValueError(f"strength {tuple(strength.shape)} does not end in the {len(time)} times")
     above = strength >= 0.5
     after = above.int().argmax(-1).clamp_min(1)                       # argmax finds the first True
     s0, s1 = (strength.gather(-1, i[..., None])[..., 0] for i in (after - 1, after))

@@ -10,9 +10,10 @@ and from Python, with the settings as arguments:
     result = metadyn.linreg(quick=True, out="runs/quick")
     time, strength, stderr = result.curve("meta")        # (R,), (R, K), (R, K), ready to plot
 
-This file holds the settings, the experiments wired together from tasks.py, learners.py, meta.py and plots.py, and the files a
-run writes. The path from a command to its figures: `main`, `run`, `Experiment`, then the family's `draw`.
-Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services, multi-GPU.
+In this file: settings; the three families, each its settings and what it wires together of tasks.py, learners.py, meta.py and plots.py; the
+experiment, the same for all; the files of a run; what a person gets; the command line. The path from a command to its figures is `main`,
+`run`, `Experiment`, then the family's `draw`. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services,
+multi-GPU.
 """
 import argparse
 import csv
@@ -148,6 +149,8 @@ class Config:
         """Writes the figures. tables: by name, dicts of columns; indices: staggering by system, as the figures say it."""
         plots.draw_family(tables, indices, self.mode_names(), folder)
 
+
+# ---------------------------------------------------------------- the families
 
 @dataclass
 class Linreg(Config):
@@ -634,7 +637,9 @@ WAY_OUT = "another folder, or --fresh to replace the run that is there"
 
 
 def agree(folder, settings, fresh=False):
-    """Writes config.json, clearing the folder of what it does not describe, or compares the one that is there with this run's settings. Raises Mistake where they differ."""
+    """Writes config.json, clearing the folder of what it does not describe; or compares the one that is there with this run's settings.
+    Raises Mistake where they differ.
+    """
     path = folder / "config.json"
     if fresh or not path.exists():                        # config.json goes last, so that what it does not describe is gone before it
         ours = ("summary.json", *(f"{name}.csv" for name in (*COLUMNS, "overview", "seeds")))
@@ -655,8 +660,8 @@ def agree(folder, settings, fresh=False):
 
 # ---------------------------------------------------------------- what a person gets: arrays and tables, from the files alone
 
-NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer", shallow_theory="  + closed form",
-             sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  + muon theory",
+NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer",
+             shallow_theory="  + closed form", sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  + muon theory",
              decoupled="  decoupled", spread="  spread start", decoupled_spread="  + decoupled", sampled="  REINFORCE",
              meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)", bayes_theory="  closed form",
              bayes_fixed="  fixed order")
@@ -708,7 +713,7 @@ class Result:
         summary, numbers = self.summary, self.numbers()
         captured = numbers.pop("captured")
         most = max(len(summary[system]["half_times"]) for system in numbers)
-        lines = ["Half-time of each mode, and staggering index (last / first)", "",
+        lines = ["Half-time of each mode, and staggering index (latest / earliest)", "",
                  " " * 16 + "".join(f"{k:5d}" for k in range(1, most + 1)) + "  index [95% interv.]"]
         for system, (index, low, high) in numbers.items():
             half = "".join(f"{brief(t):>5}" for t in summary[system]["half_times"])

@@ -68,7 +68,8 @@ def label_ends(ax, x, heights, labels, colours, gap=0.08):
 
 
 def crossings(time, strength):
-    """First upward crossing of 1/2 of each curve, interpolated; nan where there is none. time (R,), strength (R, K) to (K,)."""
+    """First upward crossing of 1/2 of each curve, interpolated; nan where there is none, or where it starts above: there is no dot to draw.
+    time (R,), strength (R, K) to (K,)."""
     times = []
     for s in strength.T:
         after = np.argmax(s >= 0.5)
@@ -219,7 +220,7 @@ def watch_fits(x, target, rows, path):
 def watch_spectra(panels, s, path, frames=25):
     """An animation of effective spectra: of each mode what is learned, as a bar in the outline of the target's singular value s (K,).
 
-    panels: as in `dynamics`; the clock of each runs until its last mode has 95% of what it comes to.
+    panels: as in `dynamics`; those in trials share a clock. Clocks run until the last mode has 95% of what it comes to.
     """
     figure, axes = new_figure(len(panels), width=3.3, height=2.8, sharey=True)
     modes, bars = np.arange(1, len(s) + 1), []
@@ -228,14 +229,17 @@ def watch_spectra(panels, s, path, frames=25):
         ax.bar(modes, s, width=0.7, fill=False, edgecolor="black", lw=1.5)
         ax.set(xlabel="mode", xticks=modes)
     axes[0, 0].set_ylabel("singular value")
+    last = {}
+    for panel in panels:
+        learned = panel["time"][np.argmax((panel["strength"] >= 0.95 * panel["strength"][-1]).all(1))]
+        last[panel["xlabel"]] = max(learned, last.get(panel["xlabel"], 0))
 
     def show(i):
         for ax, rectangles, panel in zip(axes[0], bars, panels):
-            time, strength = panel["time"], panel["strength"]
-            now = time[np.argmax((strength >= 0.95 * strength[-1]).all(1))] * i / (frames - 1)
-            ax.set_title(f"{panel['title']}\n{now:.{0 if time[-1] > 100 else 1}f} {panel['xlabel']}", fontsize=12)
-            for rectangle, height, curve in zip(rectangles, s, strength.T):
-                rectangle.set_height(height * np.interp(now, time, curve))
+            now = last[panel["xlabel"]] * i / (frames - 1)
+            ax.set_title(f"{panel['title']}\n{now:.0f} {panel['xlabel']}", fontsize=12)
+            for rectangle, height, curve in zip(rectangles, s, panel["strength"].T):
+                rectangle.set_height(height * np.interp(now, panel["time"], curve))
 
     animate(figure, show, frames, path)
 
@@ -275,8 +279,8 @@ def interference(chance, gain, scaling, path):
             if interval:
                 ax.fill_between(x, *interval, color=colour, alpha=0.4, lw=0)
         ax.legend(frameon=False, fontsize=12)
-    axes[0, 0].set(title="Learner: chance that J rises", xlabel="other contexts already solved", ylim=(0, 1.05))
-    axes[0, 1].set(title="in an episode: rise of J at first visits", xlabel="other contexts already solved", ylim=(0, 0.5))
+    axes[0, 0].set(title="Learner: chance that J rises", xlabel="other contexts already solved", ylabel="share of gradient steps", ylim=(0, 1.05))
+    axes[0, 1].set(title="in an episode: J at first visits", xlabel="other contexts already solved", ylabel="mean rise of J", ylim=(0, 0.5))
     axes[0, 2].set(title="time to a mean J of 0.9", xlabel="contexts", ylabel="steps (Learner), trials (Bayes)", yscale="log")
     save(figure, path)
 

@@ -10,7 +10,8 @@ Axis order: (B, T, D), that is episodes, trials, dimensions; K counts modes, Q q
 Every predictor of a regression answers the same two calls, in this file (`Bayes`, `Prior`) and in meta.py (`MetaLearner`):
     predict(x, y)     -> (B, T, Dy)           the guess at y_t from x_0 … x_t and y_0 … y_{t-1}
     query(x, y, xq)   -> (B, T + 1, Q, Dy)    the function held in mind before trial t, at query points xq (Q, Dx)
-In a bandit it is an agent, with three calls (see `ContextualBandit`). Every prior answers sample, episodes, losses, inner_loop, references and show, and has a sign.
+In a bandit it is an agent, with three calls (see `ContextualBandit`). Every prior answers sample, episodes, losses, inner_loop, references
+and show, and has a sign.
 
 Reference: Rabinowitz 2019, arXiv 1905.01320. Imports nothing of ours: copy it alone. Left out on purpose: data sets, loaders,
 plots. Everything random takes an explicit CPU generator.
@@ -355,7 +356,7 @@ class ContextualBandit:
         return strength * (1 - 1 / self.actions) + 1 / self.actions
 
     def first_visits(self, contexts):
-        """Which contexts are visited for the first time at each trial: contexts (B, T) to (B, T, C). Only first visits are alike in what they can teach."""
+        """Which contexts are visited for the first time at each trial: contexts (B, T) to (B, T, C). Only first visits can teach alike much."""
         visited = torch.nn.functional.one_hot(contexts, self.contexts)
         return (visited > 0) & (visited.cumsum(1) == 1)
 

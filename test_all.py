@@ -188,6 +188,11 @@ def test_half_time_interpolates_and_says_when_a_mode_is_not_reached():
     assert_close(learners.staggering_index(torch.tensor([[2.0, 3.0], [2.0, math.inf], [math.inf, math.inf]])), torch.tensor([1.5, math.inf, math.inf]))
 
 
+def test_time_must_be_the_last_axis_of_strengths():
+    with pytest.raises(ValueError, match="does not end in the 3 times"):
+        learners.half_time(torch.zeros(3, 5), torch.arange(3.0))
+
+
 def test_captured_fraction_and_its_interval():
     prior, meta_loss, bayes = torch.full((500,), 1.0), 0.3 + 0.1 * torch.randn(500, generator=seeded()), torch.full((500,), 0.2)
     assert_close(learners.captured_fraction(prior, bayes, bayes).item(), 1.0)
