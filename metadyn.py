@@ -713,8 +713,8 @@ class Result:
         summary, numbers = self.summary, self.numbers()
         captured = numbers.pop("captured")
         most = max(len(summary[system]["half_times"]) for system in numbers)
-        lines = ["Half-time of each mode, and staggering index (latest / earliest)", "",
-                 " " * 16 + "".join(f"{k:5d}" for k in range(1, most + 1)) + "  index [95% interv.]"]
+        lines = ["Half-time of each mode; staggering index (latest / earliest)", "",
+                 " " * 16 + "".join(f"{k:5d}" for k in range(1, most + 1)) + "  index [95% CI]"]
         for system, (index, low, high) in numbers.items():
             half = "".join(f"{brief(t):>5}" for t in summary[system]["half_times"])
             interval = "" if isinstance(index, str) else f" [{shown(low)}, {shown(high)}]"
