@@ -276,7 +276,7 @@ class Progress:
             print(line, end="" if terminal and not last else "\n", file=sys.stderr, flush=True)
             if last and step > self.first:
                 rate, best = self.operations / ms * 1e3, matrix_product_rate(self.device)
-                print(f"{rate / 1e9:.3g} GFLOP/s, {rate / best:.0%} of the matrix product's {best / 1e9:.3g} on this machine", file=sys.stderr)
+                print(f"{rate / 1e9:.3g} GFLOP/s, {rate / best:.0%} of the matrix product's {best / 1e9:.3g} here", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- checkpoints
