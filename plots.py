@@ -207,6 +207,7 @@ def watch_fits(x, target, rows, path):
     figure, axes = new_figure(len(rows), width=3.3, height=2.8, sharey=True)
 
     def show(i):
+        """Frame i."""
         for ax, (name, panels) in zip(axes[0], rows):
             title, *fit = panels[i]
             ax.clear()
@@ -235,6 +236,7 @@ def watch_spectra(panels, s, path, frames=25):
         last[panel["xlabel"]] = max(learned, last.get(panel["xlabel"], 0))
 
     def show(i):
+        """Frame i."""
         for ax, rectangles, panel in zip(axes[0], bars, panels):
             now = last[panel["xlabel"]] * i / (frames - 1)
             ax.set_title(f"{panel['title']}\n{now:.0f} {panel['xlabel']}", fontsize=12)
@@ -359,6 +361,7 @@ def draw_family(tables, indices, labels, folder):
 def draw_linreg(tables, indices, labels, s, folder):
     """dynamics, controls, outer_loop, ood and the animation spectra. s: (K,) the singular values."""
     def of(system, title):
+        """A system's panel."""
         return panel(tables, indices, system, title)
 
     table, systems = tables["ood"], [of("learner", "Learner (gradient descent)"), of("meta", "Meta-Learner (LSTM)"), of("bayes", "Bayes-optimal")]
@@ -401,6 +404,7 @@ def draw_fits(table, folder):
                              data[:int(t) if unit == "trials" else 0]) for t in times]))
 
     def some(panels, shares):
+        """The panels at these shares of the way."""
         return [panels[round(share * (len(panels) - 1))] for share in shares]
     fits(x, target, [(name, some(panels, (0.15, 0.25, 0.4, 0.6, 1) if name == "Learner" else (0.05, 0.1, 0.2, 0.4, 1))) for name, panels in rows],
          folder / "fits")
@@ -425,6 +429,7 @@ def draw_bandit(tables, indices, labels, rates, folder):
     names = dict(learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
 
     def lines(table, systems, *columns):
+        """Some columns of a table by system, under the names of the figure."""
         return {names[system]: [where(tables[table], column, system=system) for column in columns] for system in systems}
     interference(lines("interference", ("learner", "spread", "decoupled"), "solved", "chance"), lines("interference", ("meta", "bayes"), "solved", "gain"),
                  lines("scaling", (system for system in names if system in tables["scaling"]["system"]), "contexts", "time", "low", "high"),
