@@ -661,8 +661,8 @@ def agree(folder, settings, fresh=False):
 # ---------------------------------------------------------------- what a person gets: arrays and tables, from the files alone
 
 NAMES = dict(learner="Learner (steps)", learner_theory="  closed form", learner_rising="  rising ampl.", shallow="  one layer",
-             shallow_theory="  + closed form", sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon", muon_theory="  + muon theory",
-             decoupled="  decoupled", spread="  spread start", decoupled_spread="  + decoupled", sampled="  REINFORCE",
+             shallow_theory="  + closed form", sgd="  random start", adam="  + adam", rmsprop="  + rmsprop", muon="  + muon",
+             muon_theory="  + muon theory", decoupled="  decoupled", spread="  spread start", decoupled_spread="  + decoupled", sampled="  REINFORCE",
              meta="Meta-L. (trials)", meta_fixed="  names kept", bayes="Bayes (trials)", bayes_theory="  closed form",
              bayes_fixed="  fixed order")
 
@@ -920,7 +920,8 @@ def main(arguments=None):
         for family, jobs in plan(configs, out, seeds, fresh).items():
             families[family] = []
             for config, folder in jobs:
-                print(*[f"{family}, seed {config.seed}\n"] * (seeds > 1), end="", file=sys.stderr)
+                if seeds > 1:
+                    print(f"{family}, seed {config.seed}", file=sys.stderr)
                 families[family].append(run(config, folder))
             print(f"\n{families[family][0]}")
         if len(configs) > 1 or seeds > 1:

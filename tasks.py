@@ -356,7 +356,8 @@ class ContextualBandit:
         return strength * (1 - 1 / self.actions) + 1 / self.actions
 
     def first_visits(self, contexts):
-        """Which contexts are visited for the first time at each trial: contexts (B, T) to (B, T, C). Only first visits can teach alike much."""
+        """Which context, if any, is visited for the first time at each trial: contexts (B, T) to (B, T, C). First visits are alike in what
+        they can teach; later ones are not."""
         visited = torch.nn.functional.one_hot(contexts, self.contexts)
         return (visited > 0) & (visited.cumsum(1) == 1)
 

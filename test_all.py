@@ -709,6 +709,38 @@ def test_seeds_repeat_the_whole_experiment_and_resume_between(tiny, tmp_path, mo
     assert "range of 3 seeds" in capsys.readouterr().out
 
 
+def test_all_jobs_of_a_command_are_checked_and_cleared_before_the_first_is_run(tiny, tmp_path, monkeypatch, capsys):
+    def stopped(config, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metadyn, "measure", stopped)
+    for folder in (tmp_path, tmp_path / "seed1"):
+        shutil.copytree(tiny, folder, dirs_exist_ok=True)
+    assert run("linreg", *TINY, "--seeds", 2, "--out", tmp_path) == 2         # seed1 holds a run of seed 0
+    assert "seed 0 there, 1 here" in capsys.readouterr().err
+    assert run("linreg", *TINY, "--seeds", 2, "--out", tmp_path, "--fresh") == 130
+    assert not list(tmp_path.rglob("summary.json")) and not list(tmp_path.rglob("checkpoint.pt"))
+    assert run("linreg", "--seed", 10**9, "--seeds", 2, "--out", tmp_path / "new") == 2 and not (tmp_path / "new").exists()
+    assert run("linreg", "--out", tmp_path / "a\0b") == 2 and run("linreg", "--encoder", "1\n2") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("metadyn.py: --encoder")
+
+
+def test_tables_read_what_has_no_number(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nnot reached,x\nundefined,y\n1.5,z\n")
+    table = plots.read_table(tmp_path / "t.csv")
+    assert table["a"][0] == math.inf and np.isnan(table["a"][1]) and table["a"][2] == 1.5 and table["b"].tolist() == ["x", "y", "z"]
+
+
+def test_mistakes_from_python(tiny, monkeypatch):
+    for call, words in ((lambda: metadyn.start("cubreg"), "FAMILY: cubreg given"), (lambda: metadyn.linreg(quick=True, full=True), "--full"),
+                        (lambda: metadyn.linreg(scales=[]), "--scales: nothing given")):
+        with pytest.raises(metadyn.Mistake, match=words):
+            call()
+    config = metadyn.parse(["linreg", *TINY])[0]["linreg"]
+    with pytest.raises(KeyError, match="metta: not one of learner"):
+        metadyn.run(config, tiny).curve("metta")
+
+
 def test_from_python_as_from_the_shell(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = metadyn.linreg(hidden=8, outer_steps=40, batch=8, eval_tasks=2, eval_episodes=16, fresh_tasks=64, learner_steps=60, device="cpu",
