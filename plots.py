@@ -1,441 +1,409 @@
-r"""Figures: NumPy arrays in, files out. One function a figure, each writing PNG and PDF, or a GIF; below them, which figures a family shows
-of the tables of a run.
+"""Figures: NumPy arrays in, files out. One function a figure; last, which figures a family shows.
 
-    dynamics([dict(title="Learner", time=t, strength=S)], ["s = 1.6", "s = 0.3"], Path("dynamics"))
+    time = np.arange(101)
+    strength = 1 / (1 + np.exp((np.array([20, 60]) - time[:, None]) / 5))              # (R, K)
+    panels = [dict(title="Learner", time=time, strength=strength, xlabel="gradient steps")]
+    dynamics(panels, ["s = 1.6", "s = 0.3"], pathlib.Path("dynamics"))  # dynamics.png and .pdf
 
-Axis order: time first, then modes K. Modes are coloured by viridis, the strongest darkest, and numbered on the curves;
-theory is black and dashed, Bayes grey. Imports nothing of ours: copy it alone. Left out on purpose: interaction, styles, seaborn.
+Axis order: time first, then tasks N, repeats E, modes K. `results` is a run's flat dict of arrays.
+Modes are coloured by viridis, the strongest darkest, with markers staggered along the curves: five
+curves in one place are seen to be five. Theory is dashed, references are grey. Claims in titles are
+made from the numbers. Left out on purpose: interaction, styles, reading files, imports of ours.
 """
-import csv
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
-GREY, FAINT = "0.45", "0.85"
-
+INK, GREY, MARKERS = "0.15", "0.45", "osD^v"
+THREE = "learner", "meta", "bayes"
+COUNT_TRIALS = ("learner_by_trial", "online", "meta", "bayes", "bayes_ordered")      # others: steps
+CAPTION = "dots: half-times · bands: two standard errors over tasks · dashed: theory"
+NAMES = dict(
+    learner="Learner", shallow="One layer only", sgd="Learner, SGD", adam="Learner, Adam",
+    rmsprop="Learner, RMSprop", muon="Learner, Muon", learner_rising="Learner, rising targets",
+    learner_by_trial="Learner, on t trials", online="Learner, online",
+    decoupled="Learner, own biases",
+    spread="Learner, spread-out start", decoupled_spread="Own biases, spread out",
+    bayes_ordered="Bayes, ties by name", bayes="Bayes-optimal", meta="Meta-Learner",
+    prior="No learning", linreg="linear regression", nonlinreg="nonlinear regression",
+    bandit="contextual bandit")
 
 def mode_colours(n):
-    """n colours, equally spaced on viridis without its palest end, strongest mode darkest: (n, 4)."""
-    return colormaps["viridis"](np.linspace(0, 0.85, n))
+    """n colours, evenly spaced on viridis without its palest end, strongest darkest: (n, 4)."""
+    return colormaps["viridis"](np.linspace(0, 0.82, n))
 
-
-def new_figure(columns, width=4.2, height=3.8, rows=1, **axes):
-    """A figure of rows of panels, laid out by matplotlib itself, free of global state. Returns it and its axes."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+def new_figure(columns, rows=1, height=3.1, caption="", **axes):
+    """A figure and its axes (rows, columns): 10 inches, so that 12 points are 14 of 830 pixels."""
+    figure = Figure(figsize=(10, height * rows), dpi=120, layout="constrained")
+    figure.supxlabel(caption, fontsize=12, color=GREY)
     panels = figure.subplots(rows, columns, squeeze=False, **axes)
     for ax in panels.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=12)
-        ax.xaxis.label.set_size(13), ax.yaxis.label.set_size(13), ax.title.set_size(14)
+        for text in ax.xaxis.label, ax.yaxis.label, ax.title:
+            text.set_size(14 if text is ax.title else 13)
     return figure, panels
 
-
 def save(figure, path):
-    """Writes path.png and path.pdf, each in one move, so that no reader ever finds half a file. path: a Path without suffix."""
-    for suffix in (".png", ".pdf"):
+    """Writes path.png and path.pdf, each in one move: no reader finds half a file. path: a Path."""
+    for suffix, metadata in (".png", None), (".pdf", {"CreationDate": None}):
         unfinished = path.with_name("unfinished-" + path.name + suffix)
-        figure.savefig(unfinished, dpi=150, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+        figure.savefig(unfinished, metadata=metadata)
+        figure.set_layout_engine("none")                    # laid out once is enough
         unfinished.replace(path.with_name(path.name + suffix))
 
-
-def animate(figure, show, frames, path, rate=5):
-    """Writes path.gif, in one move: frame i is what `show`, called with i, leaves on the figure. The last one stays for a while."""
-    unfinished, writer = path.with_name("unfinished-" + path.name + ".gif"), PillowWriter(fps=rate)
-    show(frames - 1)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")                      # laid out once, so that nothing jumps
+def animate(draw, panels, path, frames=11, rate=3):
+    """Writes path.gif in one move: in each panel draw(ax, share, *panel), share from 0 to 1."""
+    figure, axes = new_figure(len(panels), sharey=True)
+    unfinished = path.with_name("unfinished-" + path.name + ".gif")
+    writer = PillowWriter(fps=rate)
     with writer.saving(figure, unfinished, dpi=80):
-        for i in [*range(frames), *[frames - 1] * rate]:
-            show(i)
+        for share in [*np.linspace(0, 1, frames), *np.ones(rate)]:              # ends with a rest
+            for ax, panel in zip(axes[0], panels):
+                for artist in [*ax.lines, *ax.patches, *ax.collections]:
+                    artist.remove()
+                draw(ax, share, *panel)
             writer.grab_frame()
+            figure.set_layout_engine("none")                # laid out once: nothing jumps
     unfinished.replace(path.with_name(path.name + ".gif"))
 
+def half_times(time, strength):
+    """First upward crossing of 1/2, interpolated; nan where there is none. (R,), (R, K) to (K,)."""
+    times = np.full(strength.shape[1], np.nan)
+    for k, curve in enumerate(strength.T):
+        i = np.argmax(curve >= 0.5)                         # 0: never, or above from the start
+        if i > 0:
+            times[k] = np.interp(0.5, curve[i - 1:i + 1], time[i - 1:i + 1])
+    return times
 
-def label_ends(ax, x, heights, labels, colours, gap=0.08):
-    """Writes labels right of x, each near its height; where they would touch they are spread, `gap` axis heights apart, the first on top."""
-    low, high = ax.get_ylim()
-    gap *= high - low
-    order = np.lexsort((-np.arange(len(heights)), np.round(heights / gap)))       # bottom to top; mode order among near equals
-    places = heights[order].astype(float)
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    places += np.clip((heights[order] - places).mean(), low + gap / 2 - places[0], max(low + gap / 2 - places[0], high - places[-1]))
-    for place, k in zip(places, order):
-        ax.annotate(labels[k], (x, place), xytext=(6, 0), textcoords="offset points", color=colours[k], va="center", fontsize=12,
-                    annotation_clip=False)
+def label_ends(ax, curves, labels, gap=0.095):
+    """Writes labels (K,) with their markers where curves (R, K) end, `gap` axis heights apart."""
+    places = {}
+    for k, curve in enumerate(curves.T):
+        for height in curve[np.isfinite(curve)][-1:]:
+            places[k] = (ax.transData - ax.transAxes).transform((ax.get_xlim()[1], height))[1]
+    upwards = sorted(places, key=places.get)
+    if places and places[upwards[-1]] - places[upwards[0]] < gap:
+        upwards = sorted(places, reverse=True)              # all in one place: the first on top
+    for _ in range(100):
+        for below, above in zip(upwards, upwards[1:]):
+            push = max(0, gap - (places[above] - places[below])) / 2
+            places[below] = max(places[below] - push, 0)
+            places[above] += push
+    for k, place in places.items():
+        ax.plot(1.04, place, MARKERS[k % 5], color=mode_colours(len(labels))[k], mec=INK, ms=6,
+                transform=ax.transAxes, clip_on=False)
+        ax.annotate(labels[k], (1.04, place), xycoords="axes fraction", xytext=(7, 0), color=INK,
+                    textcoords="offset points", va="center", fontsize=12)
 
-
-def crossings(time, strength):
-    """First upward crossing of 1/2 of each curve, interpolated; nan where there is none, or where it starts above: there is no dot to draw.
-    time (R,), strength (R, K) to (K,)."""
-    times = []
-    for s in strength.T:
-        after = np.argmax(s >= 0.5)
-        times.append(np.interp(0.5, s[after - 1:after + 1], time[after - 1:after + 1]) if after else np.nan)
-    return np.array(times)
-
-
-def draw_modes(ax, time, strength, stderr=None, theory=None):
-    """Mode strengths against time, (R,) and (R, K), on one axis; bands of two standard errors; theory dashed; half-times dotted and joined."""
-    colours = mode_colours(strength.shape[1])
-    ax.axhline(1, color=FAINT, lw=1, zorder=0)
-    for k, c in enumerate(colours):
-        ax.plot(time, strength[:, k], color=c, lw=2.5)
+def draw_modes(ax, x, y, labels, stderr=None, theory=None, halves=False, staggered=True, grey=(),
+               note="", **axes):
+    """One panel, a curve a mode: x (R,), y, stderr (bands of two), theory (R, K), labels (K,).
+    halves: draw half-times; staggered: few markers, each curve's elsewhere, or one at each point;
+    grey: heights of reference lines; axes: for Axes.set."""
+    shown = np.linspace(0, len(x) - 1, min(len(x), 300)).round().astype(int)    # thin: a small PDF
+    gap = max(1, len(shown) // (4 * len(labels)))           # between markers of neighbouring modes
+    half = half_times(x, y)
+    if halves and np.isfinite(half).any():
+        ax.plot([np.nanmin(half), np.nanmax(half)], [0.5, 0.5], color="black", lw=2, zorder=5)
+    for level in grey:
+        ax.axhline(level, color="0.75", lw=2, zorder=0)
+    for k, colour in enumerate(mode_colours(len(labels))):
+        curve = y[shown, k]
+        ax.plot(x[shown], curve, color=colour, lw=2)
+        ax.plot(x[shown], curve, MARKERS[k % 5], color=colour, mec=INK, mew=0.7, ms=6,
+                markevery=(k * gap, len(labels) * gap) if staggered else 1, zorder=3)
         if stderr is not None:
-            ax.fill_between(time, strength[:, k] - 2 * stderr[:, k], strength[:, k] + 2 * stderr[:, k], color=c, alpha=0.25, lw=0)
+            band = 2 * stderr[shown, k]
+            ax.fill_between(x[shown], curve - band, curve + band, color=colour, alpha=0.25, lw=0)
+        if halves:
+            ax.plot(half[k], 0.5, "o", color=colour, mec=INK, ms=10, zorder=6)
     if theory is not None:
-        ax.plot(time, theory, color="black", lw=1.2, ls=(0, (4, 3)))
-    half = crossings(time, strength)
-    if np.isfinite(half).any():
-        ax.plot([np.nanmin(half), np.nanmax(half)], [0.5, 0.5], color="black", lw=1.2, zorder=3)
-        ax.scatter(half, np.full(len(half), 0.5), color=colours, edgecolor="black", s=55, zorder=4)
-
-
-def dynamics(panels, labels, path, columns=3):
-    """Mode strength against time, one panel a system, side by side: spread dots are staggered modes, dots on one spot are concurrent.
-
-    panels: a list of dicts with title, time (R,), strength (R, K), and, where wanted, stderr (R, K), theory (R, K), xlabel, note, runs
-    (single ones, (R, K) each, drawn behind the mean), log (a logarithmic time axis), labels (in place of the others).
-    labels: K names of the modes, written at the ends of the curves.
-    """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(columns, rows=rows, sharey=True)
-    for ax, panel in zip(axes.flat, panels):
-        names = panel.get("labels", labels)
-        for run in panel.get("runs", ()):
-            for k, c in enumerate(mode_colours(len(names))):
-                ax.plot(panel["time"], run[:, k], color=c, lw=0.8, alpha=0.4)
-        draw_modes(ax, panel["time"], panel["strength"], panel.get("stderr"), panel.get("theory"))
-        ax.set(title=panel["title"], xlabel=panel.get("xlabel", "trials"), ylim=(-0.1, 1.15), xlim=(0, panel["time"][-1]))
-        if panel.get("log"):
-            ax.set(xscale="log", xlim=(1, panel["time"][-1]))
-        if panel.get("note"):
-            ax.text(0.97, 0.05, panel["note"], transform=ax.transAxes, ha="right", fontsize=13, fontweight="bold")
-        label_ends(ax, panel["time"][-1], panel["strength"][-1], names, mode_colours(len(names)))
-    for ax in axes.flat[len(panels):]:
-        ax.remove()
-    for row in axes:
-        row[0].set_ylabel("mode strength")
-    save(figure, path)
-
-
-def outer_loop(step, strength, half_time, captured, labels, path):
-    """How the Meta-Learner came to learn, by outer step (R,): strengths at the last trial (R, K), half-times in trials (R, K), kappa (R,)."""
-    figure, axes = new_figure(3)
-    colours, x = mode_colours(len(labels)), np.where(step > 0, step, step[1] / 2)     # step 0 has a place on the logarithmic axis
-    reached = np.where(np.isfinite(half_time), half_time, np.nan)
-    for ax, values, title in zip(axes[0], (strength, reached), ("strength at the last trial", "half-time (trials)")):
-        for k, c in enumerate(colours):
-            ax.plot(x, values[:, k], color=c, lw=2.5, marker="o", ms=4)
-        ax.set(title=title)
-    axes[0, 0].set_ylim(-0.1, 1.15)
-    axes[0, 1].set_ylim(bottom=0)
-    axes[0, 2].plot(x, captured, color="black", lw=2.5, marker="o", ms=4)
-    axes[0, 2].axhline(1, color=GREY, lw=1.5)
-    axes[0, 2].text(x[0], 1.01, "Bayes", color=GREY, va="bottom")
-    axes[0, 2].set(title=r"captured fraction $\kappa$", ylim=(-0.1, 1.15))
-    for ax, ends in zip(axes[0, :2], (strength[-1], reached[-1])):
-        if np.isfinite(ends).all():
-            label_ends(ax, x[-1], ends, labels, colours)
-    for ax in axes[0]:
-        ax.set(xscale="log", xlim=(x[0], x[-1]), xlabel="outer step")
-    save(figure, path)
-
-
-def ood_scales(scale, meta, bayes, captured, labels, path):
-    """Out of distribution, by scale of the spectrum (R,): final strengths (R, K) of meta and bayes, kappa (R,) under the same prior."""
-    figure, axes = new_figure(3, sharex=True)
-    for ax, strength, title in zip(axes[0], (meta, bayes), ("Meta-Learner", "Bayes, same prior")):
-        for k, c in enumerate(mode_colours(len(labels))):
-            ax.plot(scale, strength[:, k], color=c, lw=2.5, marker="o", ms=4)
-        ax.set(title=title, ylim=(-0.1, 1.3))
-        label_ends(ax, scale[-1], strength[-1], labels, mode_colours(len(labels)))
-    axes[0, 0].set_ylabel("strength at the last trial")
-    axes[0, 2].plot(scale, captured, color="black", lw=2.5, marker="o")
-    axes[0, 2].axhline(1, color=GREY, lw=1.5)
-    axes[0, 2].set(title=r"captured fraction $\kappa$", ylim=(min(-0.1, np.nanmin(captured) - 0.1), 1.15))
-    for ax in axes[0]:
-        ax.axvline(1, color=FAINT, lw=6, zorder=0)
-        ax.set(xscale="log", xlabel="scale of the spectrum (1: as trained)", xticks=scale, xticklabels=[f"{s:g}" for s in scale])
+        ax.plot(x[shown], theory[shown], color="black", lw=1.2, ls=(0, (4, 3)), zorder=4)
+    ax.text(0.5, 0.93, note, transform=ax.transAxes, ha="center", va="center", fontsize=12)
+    ax.set(**axes)
+    if axes.get("xscale") == "log":
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
+
+def draw_panels(panels, path, columns=3, caption="", height=3.1, **axes):
+    """Panels, dicts of what draw_modes takes, labelled at the end of a row or where they differ."""
+    columns = min(columns, len(panels))
+    figure, grid = new_figure(columns, -(-len(panels) // columns), height, caption, **axes)
+    for ax in grid.flat[len(panels):]:
+        ax.remove()
+    for i, (ax, panel) in enumerate(zip(grid.flat, panels)):
+        draw_modes(ax, **panel)
+        if i % columns > 0:
+            ax.set_ylabel("")
+        last = (i + 1) % columns == 0 or i + 1 == len(panels)
+        if last or list(panel["labels"]) != list(panels[i + 1]["labels"]):
+            label_ends(ax, panel["y"], panel["labels"])
     save(figure, path)
 
-
-def heat_maps(panels, labels, path):
-    """Mode strength as colour, modes up, time to the right: the picture of the spectral-bias papers. panels as in `dynamics`."""
-    figure, axes = new_figure(len(panels), height=3.2)
-    for ax, panel in zip(axes[0], panels):
-        names = panel.get("labels", labels)
-        image = ax.pcolormesh(panel["time"], np.arange(1, len(names) + 1), panel["strength"].T, vmin=0, vmax=1, cmap="viridis",
-                              shading="nearest", rasterized=True)
-        ax.set(title=panel["title"], xlabel=panel["xlabel"], yticks=np.arange(1, len(names) + 1), yticklabels=names)
-    figure.colorbar(image, ax=axes[0, -1], label="mode strength")
-    save(figure, path)
-
-
-def draw_fit(ax, x, target, f, deviation, data):
-    """One function f (G,) that was learned, over the true one, (G,), and the points seen (t, 2); a band of two deviations (G,), if any."""
-    ax.plot(x, target, color="0.6", lw=3)
-    if deviation is not None:
-        ax.fill_between(x, f - 2 * deviation, f + 2 * deviation, color=GREY, alpha=0.25, lw=0)
-    ax.plot(x, f, color=mode_colours(5)[1], lw=2)
-    ax.plot(*data.T, "o", color="black", ms=4)
-    ax.set(xticks=[0, 0.5, 1], ylim=(1.6 * target.min(), 1.6 * target.max()))
-
-
-def fits(x, target, rows, path):
-    """Functions learned from one task, a row a system and a column a time.
-
-    x, target: (G,) the true function; rows: a list of (name, panels), panels a list of (title, *rest of what `draw_fit` takes).
-    """
-    figure, axes = new_figure(len(rows[0][1]), width=2.7, height=2.2, rows=len(rows), sharex=True, sharey=True)
-    for line, (name, panels) in zip(axes, rows):
-        for ax, (title, *fit) in zip(line, panels):
-            draw_fit(ax, x, target, *fit)
-            ax.set_title(title, fontsize=12)
-        line[0].set_ylabel(name)
-    for ax in axes[-1]:
-        ax.set_xlabel("x")
-    save(figure, path)
-
-
-def watch_fits(x, target, rows, path):
-    """The same as an animation: a panel a system, a frame a time."""
-    figure, axes = new_figure(len(rows), width=3.3, height=2.8, sharey=True)
-
-    def show(i):
-        """Frame i."""
-        for ax, (name, panels) in zip(axes[0], rows):
-            title, *fit = panels[i]
-            ax.clear()
-            draw_fit(ax, x, target, *fit)
-            ax.set_title(f"{name}\n{title}", fontsize=12)
-            ax.set_xlabel("x")
-
-    animate(figure, show, len(rows[0][1]), path)
-
-
-def watch_spectra(panels, s, path, frames=25):
-    """An animation of effective spectra: of each mode what is learned, as a bar in the outline of the target's singular value s (K,).
-
-    panels: as in `dynamics`; those in trials share a clock. Clocks run until the last mode has 95% of what it comes to.
-    """
-    figure, axes = new_figure(len(panels), width=3.3, height=2.8, sharey=True)
-    modes, bars = np.arange(1, len(s) + 1), []
-    for ax in axes[0]:
-        bars.append(ax.bar(modes, s, width=0.7, color=mode_colours(len(s))))
-        ax.bar(modes, s, width=0.7, fill=False, edgecolor="black", lw=1.5)
-        ax.set(xlabel="mode", xticks=modes)
-    axes[0, 0].set_ylabel("singular value")
-    last = {}
+def dynamics(panels, labels, path, columns=3, caption=CAPTION):
+    """Mode strength against time: spread dots are staggered modes, dots on one spot concurrent.
+    panels: dicts with title, time (R,), strength (R, K), and where wanted stderr, theory (R, K),
+    xlabel, ylabel, note, log (a logarithmic time axis), labels (in place of `labels`: K names)."""
+    drawn = []
     for panel in panels:
-        learned = panel["time"][np.argmax((panel["strength"] >= 0.95 * panel["strength"][-1]).all(1))]
-        last[panel["xlabel"]] = max(learned, last.get(panel["xlabel"], 0))
+        panel = {"labels": labels, "xlabel": "trials", "ylabel": "mode strength", **panel}
+        panel["x"], panel["y"] = panel.pop("time"), panel.pop("strength")
+        log = panel.pop("log", False)
+        left = panel["x"][panel["x"] > 0][0] if log else panel["x"][0]
+        drawn.append(dict(panel, halves=True, grey=[1], ylim=(-0.1, 1.35), yticks=[0, 0.5, 1],
+                          xscale="log" if log else "linear", xlim=(left, panel["x"][-1])))
+    draw_panels(drawn, path, columns, caption, sharey=True)
 
-    def show(i):
-        """Frame i."""
-        for ax, rectangles, panel in zip(axes[0], bars, panels):
-            now = last[panel["xlabel"]] * i / (frames - 1)
-            ax.set_title(f"{panel['title']}\n{now:.0f} {panel['xlabel']}", fontsize=12)
-            for rectangle, height, curve in zip(rectangles, s, panel["strength"].T):
-                rectangle.set_height(height * np.interp(now, panel["time"], curve))
+def outer_loop(results, path):
+    """Strengths at the last trial, a control, kappa: outer_loop/step (P,), strength (P, N, E, K),
+    half_time (P, K), value (P,), and if it is there, equal_scale (Q,) with equal (P, Q)."""
+    step, half = results["outer_loop/step"], results["outer_loop/half_time"]
+    x = np.where(step > 0, step, step[1] / 2)               # step 0 has a place on a log axis
+    prior, bayes = results["performance/prior"].mean(), results["performance/bayes"].mean()
+    kappa = (prior - results["outer_loop/value"]) / (prior - bayes)
+    axes = dict(x=x, xscale="log", xlim=(x[0], x[-1]), xlabel="outer step", labels=results["modes"])
+    unit = dict(axes, ylim=(-0.1, 1.15), yticks=[0, 0.5, 1], halves=True, grey=[1])
+    strength = results["outer_loop/strength"].mean((1, 2))
+    left = dict(unit, title="Mode strengths\nat the last trial", y=strength, ylabel="strength")
+    middle = dict(axes, title="Half-times\nin trials", y=np.where(np.isfinite(half), half, np.nan))
+    if "outer_loop/equal" in results:
+        middle = dict(unit, title="Control: tasks with\nmodes of one strength",
+                      y=results["outer_loop/equal"],
+                      labels=[f"all {scale:g}" for scale in results["equal_scale"]])
+    title = f"Captured fraction κ\n{kappa[-1]:.2f} at the end"
+    right = dict(unit, title=title, y=kappa[:, None], labels=["κ"], halves=False)
+    draw_panels([left, middle, right], path, caption="dots: half-times · grey: as Bayes")
 
-    animate(figure, show, frames, path)
+def performance(results, path):
+    """Squared error (log) or reward of fresh episodes by trial: performance/* (n, T), limit ()."""
+    systems = "prior", "meta", "bayes"
+    values = np.stack([results[f"performance/{system}"] for system in systems], 2)     # (n, T, 3)
+    prior, meta, bayes = values.mean((0, 1))
+    kappa = (prior - meta) / (prior - bayes)
+    reward = bayes > prior
+    panel = dict(x=np.arange(values.shape[1]), y=values.mean(0), xlabel="trial",
+                 stderr=values.std(0, ddof=1) / np.sqrt(len(values)),
+                 title=f"The Meta-Learner captures {kappa:.1%} of what Bayes gains by learning",
+                 labels=[NAMES[system] for system in systems], grey=[results["limit"]],
+                 ylabel="reward" if reward else "error²", yscale="linear" if reward else "log")
+    draw_panels([panel], path, 1, "bands: two standard errors · grey: limit", height=3.8)
 
+def column(results, table, name, **where):
+    """A column of a table of the results, in the rows in which other columns have these values."""
+    rows = np.full(len(results[f"{table}/{name}"]), True)
+    for other, value in where.items():
+        rows &= results[f"{table}/{other}"] == value
+    return results[f"{table}/{name}"][rows]
+
+def sharing(results, path):
+    """Half-time by how many contexts share the answer, relative to an answer of its own: the table
+    sharing (system, contexts_sharing, half_time)."""
+    systems = "learner", "decoupled", "online", "meta", "bayes"
+    half = np.stack([column(results, "sharing", "half_time", system=name) for name in systems], 1)
+    size = column(results, "sharing", "contexts_sharing", system="meta")
+    panel = dict(x=size, xticks=size, y=half / half[0], title="Is a shared answer learned sooner?",
+                 xlabel="contexts that share an answer", staggered=False, grey=[1],
+                 labels=[NAMES[system] for system in systems], ylabel="half-time, relative")
+    draw_panels([panel], path, height=3.8)
+
+def scaling(results, path):
+    """Time to a mean J of 0.9 by the number of contexts: the table scaling (system, contexts,
+    half_time)."""
+    systems = "learner", "decoupled", "bayes"
+    time = np.stack([column(results, "scaling", "half_time", system=name) for name in systems], 1)
+    contexts = column(results, "scaling", "contexts", system="bayes")
+    panel = dict(x=contexts, xticks=contexts, y=time, title="Time to a mean J of 0.9",
+                 xlabel="contexts", yscale="log", staggered=False,
+                 labels=[NAMES[system] for system in systems], ylabel="steps (Bayes: trials)")
+    draw_panels([panel], path, height=3.8)
+
+def visits(results, path):
+    """Chance of success while unsolved, a line a visit: the table visits (system, visit, solved,
+    chance), and actions ()."""
+    panels = []
+    for system in "meta", "online":
+        n_visits = results["actions"] - 1
+        chance = column(results, "visits", "chance", system=system).reshape(n_visits, -1).T
+        solved = np.arange(len(chance))
+        panels.append(dict(x=solved, y=chance, grey=1 / (results["actions"] - np.arange(n_visits)),
+                           labels=[f"visit {n + 1}" for n in range(n_visits)], ylim=(0, 0.75),
+                           title=NAMES[system], xlabel="other contexts solved", xticks=solved,
+                           ylabel="chance of success", staggered=False))
+    draw_panels(panels, path, caption="flat: no interference · grey: exact Bayes", height=3.6)
+
+def episode(results, path):
+    """The first episode of the first task: {meta, bayes}/strength (T + 1, N, E, K); modes (K,)."""
+    panels = []
+    for system in "meta", "bayes":
+        panels.append(dict(title=f"{NAMES[system]}\nwithin one episode",
+                           time=results[f"{system}/time"],
+                           strength=results[f"{system}/strength"][:, 0, 0]))
+    dynamics(panels, results["modes"], path, caption="both on the same data · dots: half-times")
+
+def ood_scales(results, path):
+    """Out of distribution by scale: modes (K,), and the table ood (system, condition, ...)."""
+    n_modes = len(results["modes"])
+    scale = column(results, "ood", "condition", system="meta", mode=1).astype(float)
+    prior, meta, bayes = (column(results, "ood", "value", system=system, mode=1)
+                          for system in ("prior", "meta", "bayes"))
+    kappa = (prior - meta) / (prior - bayes)
+    axes = dict(x=scale, xscale="log", xlabel="scale (1: as trained)", xticks=scale, grey=[1],
+                ylim=(min(-0.1, kappa.min()), 1.2), ylabel="strength at the last trial")
+    panels = []
+    for system in "meta", "bayes":
+        strength = column(results, "ood", "strength", system=system).reshape(-1, n_modes)
+        title = f"{NAMES[system]}\n{strength[-1].mean():.2f} at scale {scale[-1]:g}"
+        panels.append(dict(axes, y=strength, labels=results["modes"], title=title))
+    title = f"Captured fraction κ\n{kappa[-1]:.2f} at scale {scale[-1]:g}"
+    panels.append(dict(axes, y=kappa[:, None], labels=["κ"], title=title))
+    draw_panels(panels, path)
 
 def ood_bars(panels, path):
-    """Out of distribution: the Meta-Learner's final strengths as bars, Bayes' as diamonds, a panel a condition.
-
-    panels: a list of dicts with title, labels (K of them), xlabel, meta (K,), bayes (K,) and, where wanted, passband: the first and the
-    last mode that the prior has, counted from 0.
-    """
-    figure, axes = new_figure(len(panels), width=5, sharey=True)
-    for ax, panel in zip(axes[0], panels):
-        if "passband" in panel:
-            low, high = panel["passband"]
-            ax.axvspan(low - 0.5, high + 0.5, color="0.93", zorder=0)
-            ax.text((low + high) / 2, -0.1, "pass band", ha="center", color=GREY, fontsize=12)
-        ax.bar(range(len(panel["labels"])), panel["meta"], width=0.6, color=mode_colours(5)[1], label="Meta-Learner")
-        ax.plot(panel["bayes"], "D", color="white", mec="black", ms=7, label="Bayes, same prior")
-        ax.set(title=panel["title"], xlabel=panel["xlabel"], xticks=range(len(panel["labels"])), xticklabels=panel["labels"], ylim=(-0.15, 1.4))
+    """Final strengths out of distribution: title, xlabel, names, meta, bayes (K,) for a panel."""
+    figure, axes = new_figure(len(panels), height=3.4, sharey=True)
+    for ax, (title, xlabel, names, meta, bayes) in zip(axes[0], panels):
+        x = np.arange(len(names))
+        ax.bar(x, meta, 0.6, color=mode_colours(5)[2], label="Meta-Learner")
+        ax.plot(x, bayes, "D", color="white", mec="black", ms=8, label="Bayes, same prior")
         ax.axhline(0, color="black", lw=0.8)
+        ax.set(title=title, xlabel=xlabel, xticks=x, xticklabels=names, ylim=(-0.15, 1.5))
     axes[0, 0].set_ylabel("strength at the last trial")
-    axes[0, 0].legend(frameon=False, fontsize=12, loc="upper right", ncols=2)
+    axes[0, 0].legend(frameon=False, fontsize=12, loc="upper left", ncols=2)
     save(figure, path)
 
-
-def interference(chance, gain, scaling, path):
-    """Three panels, a line a system, each a dict of name to (x, y): the chance that J rises in an unsolved context at a Learner's step, and
-    the rise at the first visit to a context within an episode, both against how many others are solved; the time to a mean J of 0.9, with
-    95% intervals (x, y, low, high)."""
-    figure, axes = new_figure(3, width=4.8)
-    names = list(dict.fromkeys([*chance, *gain]))
-    style = dict(zip(names, zip(mode_colours(len(names)), "osD^v")))
-    for ax, lines in zip(axes[0], (chance, gain, scaling)):
-        for name, (x, y, *interval) in lines.items():
-            colour, marker = style[name]
-            ax.plot(x, y, color=GREY if name == "Bayes" else colour, marker=marker, lw=2.5, ms=8, label=name, mec="black")
-            if interval:
-                ax.fill_between(x, *interval, color=colour, alpha=0.4, lw=0)
-        ax.legend(frameon=False, fontsize=12)
-    axes[0, 0].set(title="Learner: chance that J rises", xlabel="other contexts already solved", ylabel="share of gradient steps", ylim=(0, 1.05))
-    axes[0, 1].set(title="in an episode: J at first visits", xlabel="other contexts already solved", ylabel="mean rise of J", ylim=(0, 0.5))
-    axes[0, 2].set(title="time to a mean J of 0.9", xlabel="contexts", ylabel="steps (Learner), trials (Bayes)", yscale="log")
+def clocks(results, path):
+    """Where each mode passes 1/2 in the plane of a Learner's two clocks, trials seen and gradient
+    steps: map/trials (Q,), map/steps (R,), map/strength (R, Q, K), modes (K,)."""
+    figure, axes = new_figure(1, height=4)
+    ax = axes[0, 0]
+    for k, colour in enumerate(mode_colours(len(results["modes"]))):
+        ax.contour(results["map/trials"], results["map/steps"], results["map/strength"][:, :, k],
+                   levels=[0.5], colors=[colour], linewidths=2.5)
+        ax.plot([], [], color=colour, lw=2.5, label=results["modes"][k])
+    ax.set(title="Few steps: one after another. Few trials: all at once", xlabel="trials seen",
+           ylabel="gradient steps", yscale="log", ylim=(results["map/steps"][1], None))
+    ax.legend(frameon=False, fontsize=12, title="half learned above and right of")
     save(figure, path)
 
+def draw_fit(ax, share, results, system):
+    """What a system has learned when this share of its time is over: of results, under fits/, x,
+    target (G,), data (T, 2), steps (Q,), learner (Q, G), meta, bayes, deviation (T + 1, G)."""
+    x, target, learned = results["fits/x"], results["fits/target"], results[f"fits/{system}"]
+    i = round(share * (len(learned) - 1))
+    ax.plot(x, target, color="0.65", lw=4)
+    ax.plot(x, learned[i], color=mode_colours(5)[1], lw=2)
+    if system == "bayes":
+        band = 2 * results["fits/deviation"][i]
+        ax.fill_between(x, learned[i] - band, learned[i] + band, color=GREY, alpha=0.25, lw=0)
+    now = f"{results['fits/steps'][i]:g} steps" if system == "learner" else f"{i} trials"
+    ax.set_title(f"{NAMES[system]}, {now}", fontsize=13)
+    if system != "learner":
+        ax.plot(*results["fits/data"][:i].T, "o", color="black", ms=4)
+    ax.set(xticks=[0, 0.5, 1], ylim=(1.6 * target.min(), 1.6 * target.max()))
 
-# ---------------------------------------------------------------- a family's figures, from the tables of a run
+def fits(results, path):
+    """Functions learned from one task: a row a system, a column a moment; results: see draw_fit."""
+    caption = "grey: the task · dots: trials seen · band: two deviations of the posterior"
+    figure, axes = new_figure(3, 3, 2.2, caption, sharex=True, sharey=True)
+    for row, system in zip(axes, THREE):
+        for ax, share in zip(row, (0.12, 0.35, 1)):
+            draw_fit(ax, share, results, system)
+    save(figure, path)
 
-def number(cell):
-    """A cell of a table, or a value of a summary, as a number. Raises ValueError."""
-    return float({"not reached": "inf", "undefined": "nan"}.get(cell, cell))
+def draw_spectrum(ax, share, panel, spectrum):
+    """What is learned of each singular value (K,) when this share of a panel's time is over."""
+    modes = np.arange(1, len(spectrum) + 1)
+    i = round(share * (len(panel["time"]) - 1))
+    ax.bar(modes, spectrum * panel["strength"][i], color=mode_colours(len(modes)))
+    ax.bar(modes, spectrum, fill=False, lw=1.5)
+    ax.set(xlabel="mode", xticks=modes, ylim=(0, 1.1 * max(spectrum)))
+    ax.set_title(f"{panel['title']}\n{panel['time'][i]:.0f} {panel['xlabel']}", fontsize=13)
 
+# ------------------------------------------------------------ which figures a family shows
+def present(systems, results):
+    """Those of the systems that the results have."""
+    return [system for system in systems if f"{system}/strength" in results]
 
-def read_table(path):
-    """A CSV file of a run as a dict of columns: NumPy arrays, of numbers where all are ("not reached" is inf), else of strings."""
-    with open(path, newline="") as file:
-        header, *lines = csv.reader(file)
-    columns = {}
-    for title, column in zip(header, zip(*lines)):
-        try:
-            columns[title] = np.array([number(cell) for cell in column])
-        except ValueError:
-            columns[title] = np.array(column)
-    return columns
+def panels_of(systems, results, summary):
+    """Panels for `dynamics` of those that are there, from {system}/time, strength (R, N, E, K)."""
+    panels = []
+    for system in present(systems, results):
+        time, by_task = results[f"{system}/time"], results[f"{system}/strength"].mean(2)
+        index, order = (summary["systems"][system][name] for name in ("staggering", "order"))
+        note = f"index {index:.2f}" if index < 10 else f"index {index:.0f}"
+        seen = "all at once" if index < 1.5 else "one after another"        # 1.5 is our choice
+        if not np.isfinite(index):
+            note = "not all reach 1/2" if index == np.inf else "index undefined"
+            seen = "not all are learned" if index == np.inf else ""
+        if np.isfinite(order):
+            note += f", order {round(order, 2) + 0:.2f}"    # + 0: never -0.00
+        panel = dict(title=f"{NAMES[system]}\n{seen}", note=note, time=time,
+                     strength=by_task.mean(1), log=time[-1] > 100 and np.ptp(np.diff(time)) > 0,
+                     xlabel="trials" if system in COUNT_TRIALS else "gradient steps")
+        if by_task.shape[1] > 1:
+            panel["stderr"] = by_task.std(1, ddof=1) / np.sqrt(by_task.shape[1])
+        if f"{system}_theory/strength" in results:
+            panel["theory"] = results[f"{system}_theory/strength"].mean((1, 2))
+        panels.append(panel)
+    return panels
 
+def of_all_families(results, summary, controls, clock, folder):
+    """What every family shows; controls: of what systems; clock: a Learner whose time is trials."""
+    figures = dict(dynamics=THREE, controls=controls)
+    if present([clock], results):
+        figures["clock"] = (clock, "meta", "bayes")
+    for name, systems in figures.items():
+        dynamics(panels_of(systems, results, summary), results["modes"], folder / name)
+    outer_loop(results, folder / "outer_loop")
+    performance(results, folder / "performance")
+    episode(results, folder / "episode")
 
-def where(table, column, **values):
-    """One column of a table, in the rows in which other columns have these values."""
-    return table[column][np.all([table[name] == value for name, value in values.items()], axis=0)] if values else table[column]
+def linreg(results, summary, folder):
+    """The figures of linear regression, into a folder, a Path that exists."""
+    controls = "learner", "shallow", "sgd", "adam", "rmsprop", "muon"
+    of_all_families(results, summary, controls, "learner_by_trial", folder)
+    ood_scales(results, folder / "ood")
+    films = [(panel, results["singular_values"]) for panel in panels_of(THREE, results, summary)]
+    animate(draw_spectrum, films, folder / "spectra")
+    clocks(results, folder / "clocks")
 
-
-def by_mode(table, column, **values):
-    """The same as an array (R, K): time, outer step or condition down, modes across."""
-    return np.stack([where(table, column, mode=k, **values) for k in np.unique(table["mode"])
-                     if len(where(table, column, mode=k, **values))], 1)
-
-
-def curve(table, system):
-    """Of one system in dynamics.csv: time (R,), mode strengths (R, K), and their standard errors (R, K)."""
-    return where(table, "time", system=system, mode=1), *(by_mode(table, column, system=system) for column in ("strength", "stderr"))
-
-
-def panel(tables, indices, system, title, **more):
-    """One system's curves as `dynamics` takes them, with its closed form, if there is one, and its staggering index, from a dict of strings."""
-    time, strength, stderr = curve(tables["dynamics"], system)
-    theory = system + "_theory" if system + "_theory" in tables["dynamics"]["system"] else None
-    return dict(title=title, time=time, strength=strength, stderr=stderr, theory=theory and by_mode(tables["dynamics"], "strength", system=theory),
-                xlabel="trials" if system.startswith(("meta", "bayes")) else "gradient steps", log=np.ptp(np.diff(time)) > 0,
-                note="not all reach 1/2" if indices[system] == "not reached" else "staggering " + indices[system], **more)
-
-
-def draw_outer_loop(tables, labels, folder):
-    """outer_loop, from the tables outer_loop and performance."""
-    table, (prior, bayes) = tables["outer_loop"], (where(tables["performance"], "value", system=system).mean() for system in ("prior", "bayes"))
-    captured = (where(table, "value", mode=1) - prior) / (bayes - prior)
-    outer_loop(where(table, "outer_step", mode=1), by_mode(table, "strength"), by_mode(table, "half_time"), captured, labels, folder / "outer_loop")
-
-
-SYSTEMS = dict(learner="Learner", meta="Meta-Learner (LSTM)", bayes="Bayes-optimal")
-
-
-def draw_family(tables, indices, labels, folder):
-    """dynamics, outer_loop and ood of any family, and controls if it has systems beyond the three.
-
-    tables: a dict of CSV name to a dict of columns; indices: staggering by system, as strings; labels: K names of modes.
-    """
-    others = [system for system in indices if system not in SYSTEMS and not system.endswith("_theory")]
-    dynamics([panel(tables, indices, *each) for each in SYSTEMS.items()], labels, folder / "dynamics")
-    if others:
-        dynamics([panel(tables, indices, system, system) for system in others], labels, folder / "controls")
-    draw_outer_loop(tables, labels, folder)
-    table = tables["ood"]
-    ood_bars([dict(title=condition, labels=labels, xlabel="mode", **{system: where(table, "strength", system=system, condition=condition)
-                                                                     for system in ("meta", "bayes")})
-              for condition in dict.fromkeys(table["condition"])], folder / "ood")
-
-
-def draw_linreg(tables, indices, labels, s, folder):
-    """dynamics, controls, outer_loop, ood and the animation spectra. s: (K,) the singular values."""
-    def of(system, title):
-        """A system's panel."""
-        return panel(tables, indices, system, title)
-
-    table, systems = tables["ood"], [of("learner", "Learner (gradient descent)"), of("meta", "Meta-Learner (LSTM)"), of("bayes", "Bayes-optimal")]
-    dynamics(systems, labels, folder / "dynamics")
-    dynamics([of("learner", "aligned start"), of("shallow", "one layer only"),
-              *(of(name, f"random start, {name}") for name in ("sgd", "adam", "rmsprop", "muon"))], labels, folder / "controls")
-    draw_outer_loop(tables, labels, folder)
-    prior, meta, bayes = (where(table, "value", system=system, mode=1) for system in ("prior", "meta", "bayes"))
-    ood_scales(where(table, "condition", system="meta", mode=1).astype(float), *(by_mode(table, "strength", system=system) for system in ("meta", "bayes")),
-               (prior - meta) / (prior - bayes), labels, folder / "ood")
-    watch_spectra(systems, np.array(s), folder / "spectra")
-
-
-def draw_nonlinreg(tables, indices, labels, learner_labels, bands, folder):
-    """dynamics, heat_maps, outer_loop, ood and the fits. bands: of frequencies, the lower and upper half of the pass band, and those above."""
-    systems = [panel(tables, indices, "learner", "Learner (ReLU network)", labels=learner_labels),
-               panel(tables, indices, "learner_rising", "Learner, rising amplitude", labels=learner_labels),
-               panel(tables, indices, "meta", "Meta-Learner (LSTM)"), panel(tables, indices, "bayes", "Bayes-optimal")]
-    dynamics(systems, labels, folder / "dynamics", columns=4)
-    heat_maps(systems, labels, folder / "heat_maps")
-    draw_outer_loop(tables, labels, folder)
-    draw_fits(tables["fits"], folder)
-    table, (lower, upper, above), panels = tables["ood"], bands, []
-    for suffix, band in ("", [*lower, *upper]), ("_bandpass", upper):
-        first = band[0] - [*lower, *upper][0]
-        panels.append(dict(title=f"trained on frequencies {band[0]} to {band[-1]}", labels=[*lower, *upper, *above], passband=(first, first + len(band) - 1),
-                           xlabel="frequency of the signal", **{system: where(table, "strength", system=system + suffix) for system in ("meta", "bayes")}))
+def nonlinreg(results, summary, folder):
+    """The figures of nonlinear regression, into a folder, a Path that exists."""
+    of_all_families(results, summary, ("learner", "learner_rising"), "learner_by_trial", folder)
+    fits(results, folder / "fits")
+    animate(draw_fit, [(results, system) for system in THREE], folder / "fits")
+    panels = []
+    for ending, (first, last) in zip(("", "_bandpass"), results["passband"]):
+        meta, bayes = (column(results, "ood", "strength", system=system + ending)
+                       for system in ("meta", "bayes"))
+        frequencies = column(results, "ood", "mode", system="meta")
+        panels.append((f"Trained on frequencies {first} to {last}", "frequency", frequencies, meta,
+                       bayes))
     ood_bars(panels, folder / "ood")
 
+def bandit(results, summary, folder):
+    """The figures of the bandit, into a folder, a Path that exists."""
+    controls = "learner", "decoupled", "spread", "decoupled_spread", "online", "bayes_ordered"
+    of_all_families(results, summary, controls, "online", folder)
+    sharing(results, folder / "sharing")
+    visits(results, folder / "visits")
+    scaling(results, folder / "scaling")
+    contexts = [name.removeprefix("context ") for name in results["modes"]]
+    rates = [f"{rate:.0%}" for rate in results["rates"]]
+    panels = []
+    for condition, xlabel, names in (("equal rates", "context", contexts),
+                                     ("unequal rates", "how often the context comes", rates)):
+        meta, bayes = (column(results, "ood", "strength", system=system, condition=condition)
+                       for system in ("meta", "bayes"))
+        panels.append((f"Contexts at {condition}", xlabel, names, meta, bayes))
+    ood_bars(panels, folder / "ood")
 
-def draw_fits(table, folder):
-    """fits, five moments of each system, and the animation of the same name, all of them."""
-    data = np.stack([where(table, column, system="data") for column in ("x", "value")], 1).astype(float)
-    x, target = (where(table, column, system="target").astype(float) for column in ("x", "value"))
-    rows = []
-    for system, name, unit in ("learner", "Learner", "steps"), ("meta", "Meta-Learner", "trials"), ("bayes", "Bayes", "trials"):
-        times = np.unique(where(table, "time", system=system).astype(float))
-        rows.append((name, [(f"{t:g} {unit}", where(table, "value", system=system, time=t).astype(float),
-                             where(table, "deviation", system=system, time=t).astype(float) if system == "bayes" else None,
-                             data[:int(t) if unit == "trials" else 0]) for t in times]))
-
-    def some(panels, shares):
-        """The panels at these shares of the way."""
-        return [panels[round(share * (len(panels) - 1))] for share in shares]
-    fits(x, target, [(name, some(panels, (0.15, 0.25, 0.4, 0.6, 1) if name == "Learner" else (0.05, 0.1, 0.2, 0.4, 1))) for name, panels in rows],
-         folder / "fits")
-    watch_fits(x, target, [(name, some(panels, np.linspace(0, 1, 21))) for name, panels in rows], folder / "fits")
-
-
-def draw_bandit(tables, indices, labels, rates, folder):
-    """dynamics, controls, runs, interference, outer_loop and ood. rates: how often each context comes, out of distribution."""
-    def of(system, title):
-        """A system's panel, with some of its runs if they are in runs.csv."""
-        runs = np.unique(where(tables["runs"], "run", system=system))
-        return panel(tables, indices, system, title, runs=[by_mode(tables["runs"], "strength", system=system, run=r) for r in runs])
-
-    dynamics([of("learner", "Learner (shared bias)"), of("decoupled", "decoupled control"), of("meta", "Meta-Learner (LSTM)"),
-              of("bayes", "Bayes-optimal")], labels, folder / "dynamics", columns=4)
-    spread = of("spread", "shared, spread-out start")
-    dynamics([spread, of("decoupled_spread", "decoupled, same start"), of("sampled", "shared, REINFORCE by samples"),
-              of("meta_fixed", "Meta-Learner, names kept"), of("bayes_fixed", "Bayes, actions in fixed order")], labels, folder / "controls")
-    dynamics([dict(title=f"run {i}", xlabel="gradient steps", time=spread["time"], strength=run, log=True)
-              for i, run in enumerate(spread["runs"], 1)], labels, folder / "runs")
-    draw_outer_loop(tables, [f"context {c}" for c in range(1, len(labels) + 1)], folder)       # not in order of learning
-    names = dict(learner="Learner, shared bias", spread="same, spread-out start", decoupled="decoupled control", meta="Meta-Learner", bayes="Bayes")
-
-    def lines(table, systems, *columns):
-        """Some columns of a table by system, under the names of the figure."""
-        return {names[system]: [where(tables[table], column, system=system) for column in columns] for system in systems}
-    interference(lines("interference", ("learner", "spread", "decoupled"), "solved", "chance"), lines("interference", ("meta", "bayes"), "solved", "gain"),
-                 lines("scaling", (system for system in names if system in tables["scaling"]["system"]), "contexts", "time", "low", "high"),
-                 folder / "interference")
-    frequent = [f"{rate / sum(rates):.0%}" for rate in rates]
-    ood_bars([dict(title=condition, labels=shown, xlabel=xlabel, **{system: where(tables["ood"], "strength", system=system, condition=condition)
-                                                                     for system in ("meta", "bayes")})
-              for condition, shown, xlabel in (("equal rates", range(1, len(rates) + 1), "context"),
-                                               ("unequal rates", frequent, "how often the context comes"))], folder / "ood")
+def overview(runs, path):
+    """A row a family; Learner, Meta-Learner, Bayes. runs: family to its results."""
+    panels = []
+    for family, results in runs.items():
+        for panel in panels_of(THREE, results, results.summary):
+            panels.append(dict(panel, labels=results["modes"], ylabel=NAMES[family]))
+    dynamics(panels, [], path)

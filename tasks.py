@@ -1,82 +1,94 @@
-r"""Task distributions, each with its exact Bayes-optimal predictor beside it, and the strength of a task's modes in what is learned.
+r"""Task distributions, each with its exact Bayes-optimal predictor beside it, and how a task's
+modes are read out of what is learned.
 
     prior = LinearRegression(dim=5, noise=0.1, trials=20)
     W = prior.sample(64, generator)                      # 64 tasks
     x, y = prior.episodes(W, generator)                  # (64, 20, 5), (64, 20, 5)
     loss = (Bayes(prior).predict(x, y) - y).square().mean()
 
-Axis order: (B, T, D), that is episodes, trials, dimensions; K counts modes, Q query points.
+Axis order: (B, T, D), that is episodes, trials, dimensions. K counts modes, Q query points. For
+evaluation N tasks lead, with E episodes of each: (N, E, T, D). Strengths S are (T + 1, N, E, K).
 
-Every predictor of a regression answers the same two calls, in this file (`Bayes`, `Prior`) and in meta.py (`MetaLearner`):
+Every predictor of a regression answers the same two calls, here (`Bayes`, `Prior`) and in meta.py:
     predict(x, y)     -> (B, T, Dy)           the guess at y_t from x_0 … x_t and y_0 … y_{t-1}
-    query(x, y, xq)   -> (B, T + 1, Q, Dy)    the function held in mind before trial t, at query points xq (Q, Dx)
-In a bandit it is an agent, with three calls (see `ContextualBandit`). Every prior answers sample, episodes, losses, inner_loop, references
-and show, and has a sign.
+    query(x, y, xq)   -> (B, T + 1, Q, Dy)    the function in mind before trial t, at xq (Q, Dx)
+In a bandit it is an agent, with three calls: see `ContextualBandit`.
 
-Reference: Rabinowitz 2019, arXiv 1905.01320. Imports nothing of ours: copy it alone. Left out on purpose: data sets, loaders,
-plots. Everything random takes an explicit CPU generator.
+Reference: Rabinowitz 2019, arXiv 1905.01320. Imports nothing of ours: copy it alone. Left out on
+purpose: data sets, loaders, plots. Everything random takes an explicit CPU generator.
 """
 import math
 
 import torch
+from torch.nn.functional import one_hot
 
 
-# ---------------------------------------------------------------- regression on fixed features, and exact inference in it
+# ---------------------------------------------------------------- regression on fixed features
 
 def in_chunks(function, *tensors, size=128):
-    """function(*tensors), computed for `size` episodes at a time, to keep memory small. Tensors (B, ...), result (B, ...)."""
-    return torch.cat([function(*chunk) for chunk in zip(*(z.split(size) for z in tensors))])
+    """function(*tensors) for `size` episodes at a time, to save memory. (B, ...) to (B, ...)."""
+    chunks = zip(*(tensor.split(size) for tensor in tensors))
+    return torch.cat([function(*chunk) for chunk in chunks])
 
 
 class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var),   eps_t ~ N(0, noise^2 I).
 
-    A family says what its features phi are (`features`, (..., Dx) -> (..., F)), how inputs are drawn (`inputs`), at which query
-    points its modes are read (`queries`) and how (`read_modes`); and sets outputs (Dy), input_size (Dx), n_features (F), weight_var, noise
-    and trials. A task is its weight matrix W (Dy, F).
+    A task is its weight matrix W (Dy, F). A family of tasks sets outputs (Dy), input_size (Dx),
+    n_features (F), weight_var, noise and trials, and says
+        features(x)             what phi is: (..., Dx) to (..., F)
+        inputs(n, generator)    how x is drawn: (n, T, Dx)
+        queries(generator)      at which points a function is read: (Q, Dx)
+        read_modes(f, xq, W)    which of W's modes a function has: f (E, T + 1, Q, Dy) to
+                                strengths (T + 1, E, K) and other readings by name, (T + 1,) each
     """
 
-    sign = 1                                              # a loss times this is what a person reads: here the squared error
-
     def sample(self, n, generator):
-        """Draws n tasks from the prior: (n, Dy, F)."""
-        return self.weight_var ** 0.5 * torch.randn(n, self.outputs, self.n_features, generator=generator)
+        """n tasks from the prior: (n, Dy, F)."""
+        W = torch.randn(n, self.outputs, self.n_features, generator=generator)
+        return self.weight_var ** 0.5 * W
 
     def episodes(self, W, generator):
-        """One episode of each task in W (B, Dy, F). Returns x (B, T, Dx) and noisy y (B, T, Dy)."""
+        """One episode of each task in W (B, Dy, F): x (B, T, Dx) and noisy y (B, T, Dy)."""
         x = self.inputs(len(W), generator)
         y = self.features(x) @ W.mT
         return x, y + self.noise * torch.randn(y.shape, generator=generator)
+
+    def evaluation_episodes(self, W, n, generator):
+        """n episodes of each task in W (N, Dy, F): W itself, the query points xq (Q, Dx) of the
+        probe, x (N, n, T, Dx) and y (N, n, T, Dy)."""
+        xq = self.queries(generator)
+        x, y = zip(*(self.episodes(w.expand(n, -1, -1), generator) for w in W))
+        return W, xq, torch.stack(x), torch.stack(y)
 
     def show(self, x):
         """An input as a network is shown it."""
         return x
 
-    def references(self):
-        """The predictors that need no training: the one that never learns, and Bayes."""
-        return dict(prior=Prior(self), bayes=Bayes(self))
+    @torch.no_grad()
+    def score(self, predictor, x, y):
+        """Squared error, averaged over outputs, of each episode and trial: (B, T), on the CPU."""
+        def squared_error(x, y):
+            return (predictor.predict(x, y).cpu() - y).square().mean(-1)
+        return in_chunks(squared_error, x, y)
 
-    def losses(self, predictor, x, y):
-        """Squared error averaged over outputs, per episode and trial (B, T), on the CPU. x (B, T, Dx), y (B, T, Dy)."""
-        return in_chunks(lambda x, y: (predictor.predict(x, y).cpu() - y).square().mean(-1), x, y)
-
-    def inner_loop(self, predictor, W, n, generator):
-        """What a predictor learns within episodes of the tasks W (N, Dy, F), n of each: its modes before each trial and after the last.
-
-        Returns strengths (T + 1, N, K), averaged over the episodes of each task, and a dict of the probe's other readings, (T + 1, N) each.
-        """
-        xq, read = self.queries(generator), []
-        for w in W:                                   # task by task: the probe asks for n (T + 1) Q answers of each
-            f = in_chunks(lambda x, y: predictor.query(x, y, xq).cpu(), *self.episodes(w.expand(n, -1, -1), generator))
-            read.append(self.read_modes(f, xq, w))
-        return torch.stack([s for s, _ in read], 1), {name: torch.stack([others[name] for _, others in read], 1) for name in read[0][1]}
+    @torch.no_grad()
+    def inner_loop(self, predictor, W, xq, x, y):
+        """What a predictor has learned of each task before each trial and after the last, in
+        episodes as from `evaluation_episodes`. Returns strengths (T + 1, N, E, K) and the probe's
+        other readings by name, (T + 1, N) each."""
+        strengths, readings = [], []
+        for w, x_w, y_w in zip(W, x, y):          # task by task: each asks for E (T + 1) Q answers
+            f = in_chunks(lambda x, y: predictor.query(x, y, xq).cpu(), x_w, y_w)
+            strength, reading = self.read_modes(f, xq, w)
+            strengths.append(strength)
+            readings.append(reading)
+        together = {name: torch.stack([r[name] for r in readings], 1) for name in readings[0]}
+        return torch.stack(strengths, 1), together
 
 
 class Prior:
     """The predictor that never learns: the prior mean of every family here, zero."""
-
-    def __init__(self, prior):
-        self.outputs = prior.outputs
 
     def predict(self, x, y):
         """Zeros like y."""
@@ -84,14 +96,14 @@ class Prior:
 
     def query(self, x, y, xq):
         """Zeros (B, T + 1, Q, Dy)."""
-        return y.new_zeros(len(y), y.shape[1] + 1, len(xq), self.outputs)
+        return y.new_zeros(len(y), y.shape[1] + 1, len(xq), y.shape[2])
 
 
 class Bayes:
-    r"""The exact posterior mean of a FeatureRegression, the least squared error that any predictor can reach.
+    r"""Exact posterior mean of a FeatureRegression: no predictor has a smaller squared error.
 
-    Given the data, the rows of W are independent with a common covariance P (matrix-normal posterior), so one gain vector
-    serves all outputs. Trial by trial, in Kalman form, from M_0 = 0 and P_0 = weight_var I:
+    Given the data the rows of W are independent with a common covariance P (matrix-normal
+    posterior), so one gain serves all outputs. In Kalman form, from M_0 = 0, P_0 = weight_var I:
 
         g = P phi / (phi^T P phi + noise^2),   M <- M + (y - M phi) g^T,   P <- P - g (P phi)^T
 
@@ -102,82 +114,106 @@ class Bayes:
         self.prior = prior
 
     def posterior(self, x, y):
-        """Means M (B, T + 1, Dy, F) and covariances P (B, T + 1, F, F) of the weights before each trial and after the last."""
-        phi, y = self.prior.features(x.double()), y.double()
-        P = self.prior.weight_var * torch.eye(phi.shape[-1], dtype=torch.float64, device=x.device).expand(len(x), -1, -1)
-        M = phi.new_zeros(len(x), y.shape[-1], phi.shape[-1])
+        """Weights before each trial and after the last: means (B, T + 1, Dy, F), covariances
+        (B, T + 1, F, F)."""
+        phi = self.prior.features(x.double())
+        y = y.double()
+        P = self.prior.weight_var * torch.eye(self.prior.n_features).to(phi).expand(len(x), -1, -1)
+        M = phi.new_zeros(len(x), y.shape[-1], self.prior.n_features)
         means, covariances = [M], [P]
-        for p, target in zip(phi.unbind(1), y.unbind(1)):
-            p = p[..., None]                                          # (B, F, 1)
+        for t in range(x.shape[1]):
+            p = phi[:, t, :, None]                                    # (B, F, 1)
             Pp = P @ p
             # without noise the posterior may already be certain of W phi: keep 0 / 0 out
             g = Pp / (p.mT @ Pp + self.prior.noise ** 2).clamp_min(1e-9)
-            M = M + (target[..., None] - M @ p) @ g.mT
+            M = M + (y[:, t, :, None] - M @ p) @ g.mT
             P = P - g @ Pp.mT
-            means.append(M), covariances.append(P)
+            means.append(M)
+            covariances.append(P)
         return torch.stack(means, 1), torch.stack(covariances, 1)
 
     def batch_posterior(self, x, y):
-        r"""The same after all trials, in one solve: P = (Phi^T Phi / noise^2 + I / weight_var)^-1, M = Y^T Phi P / noise^2. Needs noise > 0."""
-        phi, y = self.prior.features(x.double()), y.double()
-        precision = phi.mT @ phi / self.prior.noise ** 2 + torch.eye(phi.shape[-1], dtype=phi.dtype) / self.prior.weight_var
-        P = torch.linalg.inv(precision)
-        return y.mT @ phi @ P / self.prior.noise ** 2, P
+        r"""The posterior after all trials, in one solve, for noise > 0: M (B, Dy, F), P (B, F, F).
+
+        P = (Phi^T Phi / noise^2 + I / weight_var)^-1,   M = Y^T Phi P / noise^2.
+        """
+        phi = self.prior.features(x.double())
+        prior_precision = torch.eye(self.prior.n_features).to(phi) / self.prior.weight_var
+        P = torch.linalg.inv(phi.mT @ phi / self.prior.noise ** 2 + prior_precision)
+        return y.double().mT @ phi @ P / self.prior.noise ** 2, P
 
     def predict(self, x, y):
         """Posterior mean of y_t before it is seen: (B, T, Dy)."""
         M, _ = self.posterior(x, y)
-        return (M[:, :-1] @ self.prior.features(x.double())[..., None])[..., 0].to(x)
+        phi = self.prior.features(x.double())
+        return (M[:, :-1] @ phi[..., None])[..., 0].to(x)
 
     def query(self, x, y, xq):
-        """Posterior mean function before each trial, and after the last, at xq (Q, Dx): (B, T + 1, Q, Dy)."""
+        """Posterior mean function before each trial and after the last: (B, T + 1, Q, Dy)."""
         M, _ = self.posterior(x, y)
         return (self.prior.features(xq.double()) @ M.mT).to(x)
 
 
 # ---------------------------------------------------------------- linear regression
 
+def singular_modes(W):
+    """The modes of linear maps W (..., Dy, Dx): U (..., Dy, K), V (..., Dx, K), s (..., K).
+
+    Largest singular value first. At repeated singular values the basis is not unique: any
+    rotation within them would do, so that only the sum of their strengths means something.
+    """
+    U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    return U, Vh.mT, s
+
+
 def mode_strength(W, U, V, s):
     r"""Strength of each mode of the target in a linear map.
 
-    S_k = u_k^T W v_k / s_k                       (Saxe et al. 2013, projected on the target's own basis)
+    S_k = u_k^T W v_k / s_k            (Saxe et al. 2013, projected on the target's own basis)
 
-    W: (..., N_y, N_x) the map; U: (..., N_y, K), V: (..., N_x, K), s: (..., K) the target's singular triplets, s > 0.
-    Returns (..., K): signed and never re-sorted, so that mode k stays mode k. 0 not learned, 1 learned.
+    W: (..., Dy, Dx) the map; U (..., Dy, K), V (..., Dx, K), s (..., K): the target's singular
+    triplets, s > 0. Returns (..., K): signed and never re-sorted, so that mode k stays mode k.
+    0 not learned, 1 learned.
     """
     return (U * (W @ V)).sum(-2) / s
 
 
 def off_diagonal(W, U, V, s):
-    r"""What the modes do not show: ||U^T W V - diag||_F / ||s||, shapes as in `mode_strength`. Returns (...), 0 in the target's basis."""
+    r"""What the modes do not show: ||U^T W V - diag||_F / ||s||. Shapes as above; returns (...)."""
     A = U.mT @ W @ V
-    return torch.linalg.matrix_norm(A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))) / torch.linalg.vector_norm(s)
+    off = A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
+    return torch.linalg.matrix_norm(off) / torch.linalg.vector_norm(s, dim=-1)
 
 
 def linear_probe(f, xq):
     r"""The linear map nearest to a function seen at query points, by least squares.
 
-    f: (..., Q, Dy) outputs at xq (Q, Dx). Returns W (..., Dy, Dx), and the residual and total sums of squares (...), so that
-    R^2 = 1 - residual / total can be pooled over episodes. No intercept: one counts as residual.
+    f: (..., Q, Dy) outputs at xq (Q, Dx). Returns W (..., Dy, Dx), and the residual and total
+    sums of squares (...), so that R^2 = 1 - residual / total can be pooled over episodes. There
+    is no intercept: one would count as residual.
     """
     W = (torch.linalg.pinv(xq) @ f).mT
-    return W, (f - xq @ W.mT).square().sum((-2, -1)), f.square().sum((-2, -1))
+    residual = (f - xq @ W.mT).square().sum((-2, -1))
+    return W, residual, f.square().sum((-2, -1))
 
 
 def random_orthogonal(n, dim, generator):
-    """n orthogonal matrices (n, dim, dim), Haar-distributed: QR of a Gaussian, signs fixed by R's diagonal (Mezzadri 2007)."""
+    """n orthogonal matrices (n, dim, dim), Haar-distributed: QR of a Gaussian, with the signs of
+    R's diagonal made positive (Mezzadri 2007)."""
     Q, R = torch.linalg.qr(torch.randn(n, dim, dim, generator=generator))
     return Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
 
 
 class LinearRegression(FeatureRegression):
-    r"""y = W x + eps,   W_ij ~ N(0, 1 / dim),   x ~ N(0, I),   eps ~ N(0, noise^2 I).  Mode k is the k-th singular triplet of W.
+    r"""y = W x + eps,   W_ij ~ N(0, 1 / dim),   x ~ N(0, I),   eps ~ N(0, noise^2 I).
 
-    20 trials are, by second-hand notes, Rabinowitz's; dim, noise and the prior's scale are our choice. The prior's spectrum at dim 5: 95% within 0.026 … 1.945.
+    Mode k is the k-th singular triplet of W. 20 trials are, by second-hand notes, Rabinowitz's;
+    dim, noise and the prior's scale are our choice. Of the prior's singular values at dim 5,
+    95% lie in 0.026 … 1.945.
     """
 
     def __init__(self, dim=5, noise=0.1, trials=20):
-        self.dim, self.noise, self.trials = dim, noise, trials
+        self.noise, self.trials = noise, trials
         self.outputs = self.n_features = self.input_size = dim
         self.weight_var = 1 / dim
 
@@ -187,47 +223,68 @@ class LinearRegression(FeatureRegression):
 
     def inputs(self, n, generator):
         """x ~ N(0, I): (n, T, dim)."""
-        return torch.randn(n, self.trials, self.dim, generator=generator)
+        return torch.randn(n, self.trials, self.input_size, generator=generator)
 
     def evaluation_tasks(self, n, s, generator):
-        """n tasks W = U diag(s) V^T with random U and V and the given spectrum s (dim,): (n, dim, dim)."""
-        U, V = random_orthogonal(n, self.dim, generator), random_orthogonal(n, self.dim, generator)
+        """n tasks W = U diag(s) V^T, random U and V, spectrum s (dim,): (n, dim, dim)."""
+        U = random_orthogonal(n, self.input_size, generator)
+        V = random_orthogonal(n, self.input_size, generator)
         return U * s @ V.mT
 
     def queries(self, generator):
-        """6 dim query points, half of them the others' negatives, so that an intercept cannot pass for a slope.
-
-        A random odd function would still seem linear to a third (R^2, dim parameters for 3 dim points), a linear one wholly.
-        """
-        half = torch.randn(3 * self.dim, self.dim, generator=generator)
+        """4 dim query points, half of them the others' negatives, so that an intercept cannot
+        pass for a slope. A random odd function would still seem linear to a half (dim parameters
+        for 2 dim points), a linear one wholly."""
+        half = torch.randn(2 * self.input_size, self.input_size, generator=generator)
         return torch.cat([half, -half])
 
     def read_modes(self, f, xq, W):
-        """What a function f (E, T + 1, Q, dim), seen at xq in E episodes of task W (dim, dim), has of that task's modes.
+        """What functions f (E, T + 1, Q, dim), seen at xq, have of the modes of W (dim, dim).
 
-        Returns (T + 1, K) mean strengths, modes from the largest singular value down, and a dict of (T + 1,): the R^2 of the linear
-        probe, 1 where there is nothing to explain (Bayes before any data), and the mean off-diagonal residual.
+        Returns strengths (T + 1, E, K), and the mean off-diagonal residual and the R^2 of the
+        linear probe, pooled over episodes; 1 where there is nothing to explain (Bayes at first).
         """
-        U, s, Vh = torch.linalg.svd(W)
+        U, V, s = (part.to(f) for part in singular_modes(W))
         fitted, residual, total = linear_probe(f, xq)
         r_squared = 1 - residual.sum(0) / total.sum(0).clamp_min(1e-12)
-        return (mode_strength(fitted, U, Vh.mT, s).mean(0),
-                dict(r_squared=r_squared, off_diagonal=off_diagonal(fitted, U, Vh.mT, s).mean(0)))
+        residue = off_diagonal(fitted, U, V, s).mean(0)
+        strength = mode_strength(fitted, U, V, s).movedim(0, 1)
+        return strength, dict(r_squared=r_squared, off_diagonal=residue)
 
 
 # ---------------------------------------------------------------- nonlinear regression
 
-class FourierRegression(FeatureRegression):
-    r"""y = sum_k a_k cos 2 pi k x + b_k sin 2 pi k x + eps,   a_k, b_k ~ N(0, 1 / K),   x ~ U[0, 1),   eps ~ N(0, noise^2).
+def fourier_strength(f, target, frequencies):
+    r"""Strength of each frequency of a target in a function, both on a uniform grid of the circle.
 
-    frequencies: K whole numbers, any set of them (low-pass, band-pass). Mode k is the k-th frequency. The posterior is that of a
-    Gaussian process with the band-limited kernel k(x, x') = 1/K sum_k cos 2 pi k (x - x'). All of it our choice.
+    S_k = Re <F_k, F^_k> / |F_k|^2,   F the target's Fourier coefficient at k and F^ the
+    function's. Phase counts: in the measure of Rahaman et al. 2018, |F^_k| / |F_k|, a shifted
+    copy would score 1.
+
+    f, target: (..., G) real; frequencies: (K,) whole numbers below G / 2. Returns (..., K), and
+    the function's energy at all other frequencies over the target's energy (...).
     """
-    outputs = input_size = 1
+    F, F_hat = torch.fft.rfft(target), torch.fft.rfft(f)
+    inside, inside_hat = F[..., frequencies], F_hat[..., frequencies]
+    strength = (inside.conj() * inside_hat).real / inside.abs().square()
+    energy_outside = F_hat.abs().square().sum(-1) - inside_hat.abs().square().sum(-1)
+    return strength, energy_outside / inside.abs().square().sum(-1)
+
+
+class FourierRegression(FeatureRegression):
+    r"""y = sum_k a_k cos 2 pi k x + b_k sin 2 pi k x + eps,   a, b ~ N(0, 1 / K),   x ~ U[0, 1).
+
+    frequencies: K whole numbers, any set of them (low-pass, band-pass). Mode k is the k-th of
+    them. The posterior is that of a Gaussian process with the band-limited kernel
+    k(x, x') = 1/K sum_k cos 2 pi k (x - x'). All of it our choice.
+    """
 
     def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, grid=24):
-        self.frequencies, self.noise, self.trials, self.grid = torch.as_tensor(frequencies), noise, trials, grid
-        self.n_features, self.weight_var = 2 * len(self.frequencies), 1 / len(self.frequencies)
+        self.frequencies = torch.as_tensor(frequencies)
+        self.noise, self.trials, self.grid = noise, trials, grid
+        self.outputs = self.input_size = 1
+        self.n_features = 2 * len(self.frequencies)
+        self.weight_var = 1 / len(self.frequencies)
 
     def features(self, x):
         """cos 2 pi k x for every k, then sin 2 pi k x: (..., 1) to (..., 2 K)."""
@@ -243,7 +300,7 @@ class FourierRegression(FeatureRegression):
         return torch.rand(n, self.trials, 1, generator=generator)
 
     def evaluation_tasks(self, n, amplitudes, generator):
-        """n tasks with the given amplitudes (K,) and random phases, as weights (n, 1, 2 K)."""
+        """n tasks of given amplitudes (K,) and random phases, as weights (n, 1, 2 K)."""
         phase = 2 * math.pi * torch.rand(n, 1, len(self.frequencies), generator=generator)
         return torch.cat([amplitudes * phase.cos(), amplitudes * phase.sin()], -1)
 
@@ -252,143 +309,156 @@ class FourierRegression(FeatureRegression):
         return torch.arange(self.grid)[:, None] / self.grid
 
     def read_modes(self, f, xq, W):
-        """What functions f (E, T + 1, grid, 1) in E episodes of task W (1, 2 K) have of that task's frequencies.
+        """What functions f (E, T + 1, grid, 1), seen at xq, have of the frequencies of W (1, 2 K).
 
-        Returns (T + 1, K) mean strengths, and a dict of (T + 1,): the mean energy outside the target's band.
+        Returns strengths (T + 1, E, K) and the mean energy outside the target's band (T + 1,).
         """
         target = (self.features(xq) @ W.mT)[..., 0]
         strength, outside = fourier_strength(f[..., 0], target, self.frequencies)
-        return strength.mean(0), dict(outside=outside.mean(0))
-
-
-def fourier_strength(f, target, frequencies):
-    r"""Strength of each frequency of a target in a function, both on a uniform grid of the circle.
-
-    S_k = Re <F_k, F^_k> / |F_k|^2,   F the target's Fourier coefficient at k and F^ the function's. Phase counts: in the measure of
-    Rahaman et al. 2018, |F^_k| / |F_k|, a shifted copy would score 1.
-
-    f, target: (..., G) real; frequencies: (K,) whole numbers below G / 2. Returns (..., K), and (...) the function's energy at all
-    other frequencies over the target's energy.
-    """
-    F, F_hat = torch.fft.rfft(target), torch.fft.rfft(f)
-    at, at_hat = F[..., frequencies], F_hat[..., frequencies]
-    strength = (at.conj() * at_hat).real / at.abs().square()
-    outside = F_hat.abs().square().sum(-1) - at_hat.abs().square().sum(-1)
-    return strength, outside / at.abs().square().sum(-1)
+        return strength.movedim(0, 1), dict(outside=outside.mean(0))
 
 
 # ---------------------------------------------------------------- contextual bandits
 
 class ContextualBandit:
-    r"""In each of C contexts one of A actions, drawn uniformly, is rewarded with 1, the others with 0. Mode k is context k.
+    r"""In each of C contexts one of A actions, drawn uniformly, is rewarded with 1, the others
+    with 0. A task is the vector of correct actions (C,), mode k is context k.
 
-    5 contexts and 5 actions are, by second-hand notes, Rabinowitz's; 60 trials and contexts uniform at random are our choice. rates: (C,) how often each
-    context comes, scaled to sum to 1. A task is the vector of correct actions (C,).
+    5 contexts and 5 actions are, by second-hand notes, Rabinowitz's; 60 trials are our choice.
+    rates: (C,) how often each context comes, scaled to sum to 1; by default all alike.
 
-    Here every predictor is an agent: begin(B, prior) an episode; policy() -> (B, C, A), before each trial, for every context;
-    observe(context, action, reward), each (B,), after it.
+    Here every predictor is an agent: begin(B, prior) an episode; policy() -> (B, C, A), before
+    each trial, for every context; observe(context, action, reward), each (B,), after it.
     """
-
-    sign = -1                                             # a loss times this is what a person reads: here the reward
 
     def __init__(self, contexts=5, actions=5, trials=60, rates=None):
         self.contexts, self.actions, self.trials = contexts, actions, trials
-        self.input_size, self.outputs = 2 * contexts, actions + 1              # of a Meta-Learner: see meta.MetaAgent
-        self.rates = torch.ones(contexts) / contexts if rates is None else torch.as_tensor(rates) / sum(rates)
-
-    def show(self, x):
-        """An input as a network is shown it."""
-        return x
-
-    def references(self):
-        """The agents that need no training: the one that never learns, and Bayes."""
-        return dict(prior=UniformAgent(), bayes=BayesAgent())
+        rates = torch.ones(contexts) if rates is None else torch.as_tensor(rates)
+        self.rates = rates / rates.sum()
 
     def sample(self, n, generator):
-        """Draws n tasks: correct actions (n, C)."""
+        """n tasks from the prior: correct actions (n, C)."""
         return torch.randint(self.actions, (n, self.contexts), generator=generator)
 
     def episodes(self, correct, generator):
-        """One episode of each task in correct (B, C): the tasks, the contexts (B, T), and numbers in [0, 1) that decide the actions (B, T)."""
-        contexts = torch.multinomial(self.rates, len(correct) * self.trials, replacement=True, generator=generator)
-        return correct, contexts.view(len(correct), self.trials), torch.rand(len(correct), self.trials, generator=generator)
+        """One episode of each task in correct (B, C): the tasks themselves, the contexts that come
+        (B, T), and the luck that will decide the actions, uniform on [0, 1) (B, T)."""
+        B, T = len(correct), self.trials
+        contexts = torch.multinomial(self.rates, B * T, replacement=True, generator=generator)
+        return correct, contexts.view(B, T), torch.rand(B, T, generator=generator)
+
+    def evaluation_tasks(self, n, generator):
+        """n tasks (n, C) from the prior. Contexts have no order: they are numbered so that those
+        whose answer most others share come first, and mode k is alike from task to task."""
+        correct = self.sample(n, generator)
+        order = shared_answers(correct).argsort(dim=-1, descending=True, stable=True)
+        return correct.gather(-1, order)
+
+    def rename(self, correct, n, generator):
+        """n repeats of each task (N, C), each with its actions renamed: (N, n, C).
+
+        A repeat has *one* permutation of the actions for all of its contexts. That takes out the
+        order in which an agent tries equally good actions, which is no learning, and keeps what a
+        task has of structure: which contexts share a correct action.
+        """
+        order = torch.rand(len(correct), n, self.actions, generator=generator).argsort(-1)
+        return order.gather(-1, correct[:, None].expand(-1, n, -1))
 
     @torch.no_grad()
     def play(self, agent, correct, contexts, luck):
-        """Lets an agent play the episodes, shapes as from `episodes`.
-
-        Returns rewards (B, T), and the probability of the correct action in every context before each trial and after the last (B, T + 1, C).
-        """
+        """An agent plays the episodes, shapes as from `episodes`. Returns rewards (B, T), and the
+        probability J of the correct action in every context before each trial and after the last
+        (B, T + 1, C)."""
+        episode = torch.arange(len(correct))
+        rewards, probabilities = [], []
         agent.begin(len(correct), self)
-        rewards, probabilities, each = [], [], torch.arange(len(correct))
         for t in range(self.trials + 1):
             policy = agent.policy()
             probabilities.append(policy.gather(-1, correct[..., None])[..., 0])
-            if t < self.trials:
-                context = contexts[:, t]
-                action = draw(policy[each, context], luck[:, t])
-                rewards.append((action == correct[each, context]).float())
-                agent.observe(context, action, rewards[-1])
+            if t == self.trials:
+                break
+            context = contexts[:, t]
+            action = draw(policy[episode, context], luck[:, t])
+            rewards.append((action == correct[episode, context]).float())
+            agent.observe(context, action, rewards[-1])
         return torch.stack(rewards, 1), torch.stack(probabilities, 1)
 
-    def losses(self, agent, *episodes):
-        """Minus the reward, per episode and trial (B, T), so that a captured fraction of losses is one of returns."""
-        return in_chunks(lambda *chunk: -self.play(agent, *chunk)[0], *episodes)
+    def evaluation_episodes(self, correct, n, generator):
+        """n episodes of each task (N, C), renamed: tasks (N, n, C), contexts and luck (N, n, T)."""
+        renamed = self.rename(correct, n, generator)
+        _, contexts, luck = self.episodes(renamed.flatten(0, 1), generator)
+        return renamed, contexts.unflatten(0, (-1, n)), luck.unflatten(0, (-1, n))
 
-    def inner_loop(self, agent, correct, n, generator, relabel=True):
-        """What an agent learns within n episodes of each task (N, C): strengths (T + 1, N, C), averaged over them, and no other readings.
+    def score(self, agent, correct, contexts, luck):
+        """The reward of each episode and trial: (B, T)."""
+        def rewards(*episodes):
+            return self.play(agent, *episodes)[0]
+        return in_chunks(rewards, correct, contexts, luck, size=2048)
 
-        relabel: the correct actions are drawn anew for every episode, that is, an agent meets a task up to the names of its actions.
-        Otherwise the order in which it tries equally promising actions, which is no matter of learning, would pass for staggering
-        (`OrderedBayesAgent` is as optimal as `BayesAgent` and shows it).
-        """
-        tasks = correct.repeat_interleave(n, 0)
-        episodes = self.episodes(self.sample(len(tasks), generator) if relabel else tasks, generator)
-        probability = in_chunks(lambda *chunk: self.play(agent, *chunk)[1], *episodes, size=2048)
-        return self.strength(probability).unflatten(0, (-1, n)).mean(1).movedim(1, 0), {}
+    def inner_loop(self, agent, renamed, contexts, luck):
+        """What an agent has learned of each task before each trial and after the last, in episodes
+        as from `evaluation_episodes`. Returns strengths (T + 1, N, E, C), and no other readings."""
+        def probability(*episodes):
+            return self.play(agent, *episodes)[1]
+        flat = [part.flatten(0, 1) for part in (renamed, contexts, luck)]
+        J = in_chunks(probability, *flat, size=2048).unflatten(0, renamed.shape[:2])
+        return self.strength(J).movedim(2, 0), {}
 
-    def strength(self, probability):
+    def strength(self, J):
         """S = (J - 1/A) / (1 - 1/A): 0 at chance, 1 when the correct action is certain."""
-        return (probability - 1 / self.actions) / (1 - 1 / self.actions)
-
-    def probability(self, strength):
-        """J from S."""
-        return strength * (1 - 1 / self.actions) + 1 / self.actions
-
-    def first_visits(self, contexts):
-        """Which context, if any, is visited for the first time at each trial: contexts (B, T) to (B, T, C). First visits are alike in what
-        they can teach; later ones are not."""
-        visited = torch.nn.functional.one_hot(contexts, self.contexts)
-        return (visited > 0) & (visited.cumsum(1) == 1)
+        return (J - 1 / self.actions) / (1 - 1 / self.actions)
 
     def bayes_curve(self):
-        r"""P(correct) of the Bayes-optimal policy in each context before trial t = 0 ... T, in expectation over episodes: (T + 1, C).
+        r"""J of the Bayes-optimal policy in each context before trial t = 0 … T, in expectation
+        over episodes: (T + 1, C).
 
-        At the (n + 1)-th visit of a context it is min(n + 1, A) / A, for each failure rules an action out. Hence
-        E[min(n_t + 1, A)] / A with n_t ~ Binomial(t, rate of the context).          (derived; myopia is optimal here)
+        At the (n + 1)-th visit of a context it is min(n + 1, A) / A, for each failure rules an
+        action out. Hence E[min(n_t + 1, A)] / A with n_t ~ Binomial(t, rate of the context).
+        (Derived here; always taking the action most likely to be right is optimal in this bandit.)
         """
-        t = torch.arange(self.trials + 1.0, dtype=torch.float64)[:, None, None]
-        n, p = torch.arange(self.trials + 1.0, dtype=torch.float64), self.rates.double()[:, None]
-        log_choose = torch.lgamma(t + 1) - torch.lgamma(n + 1) - torch.lgamma((t - n).clamp_min(0) + 1)
-        binomial = torch.where(n <= t, (log_choose + torch.xlogy(n, p) + torch.xlogy((t - n).clamp_min(0), 1 - p)).exp(), 0)
+        t = torch.arange(self.trials + 1.0, dtype=torch.float64)[:, None, None]      # (T + 1, 1, 1)
+        n = torch.arange(self.trials + 1.0, dtype=torch.float64)                     # (T + 1,)
+        p = self.rates.double()[:, None]                                             # (C, 1)
+        failures = (t - n).clamp_min(0)
+        log_choose = torch.lgamma(t + 1) - torch.lgamma(n + 1) - torch.lgamma(failures + 1)
+        log_binomial = log_choose + torch.xlogy(n, p) + torch.xlogy(failures, 1 - p)
+        binomial = torch.where(n <= t, log_binomial.exp(), 0)
         return (binomial * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
 
-def interference(before, after, visited):
-    """Interference, measured: what a visit does for a context not yet solved (J < 1/2), by how many other contexts are solved (ours).
+def shared_answers(correct):
+    """In how many contexts of its task a context's correct action is correct: (..., C) to
+    (..., C), from 1 (its own alone) to C."""
+    return (correct[..., :, None] == correct[..., None, :]).sum(-1)
 
-    before, after: (..., C) probabilities of the correct action, around a visit (or one gradient step); visited: (..., C), which contexts it
-    was a visit to. Returns a list over 0 ... C - 1 others solved of (the share of visits at which J rose, its mean rise, visits counted).
+
+def visit_clock(prior, agent, episodes):
+    """Interference, measured directly: the chance of success at a context's own n-th visit while it
+    is unsolved (has had no success), by how many other contexts are solved. Names of actions, luck
+    and averages over contexts do not enter.
+
+    episodes: as from `ContextualBandit.episodes`. Returns (A - 1, C): n = 1 first, none of the
+    others solved first; nan where it never came to that.
     """
-    solved = before >= 0.5
-    others = solved.sum(-1, keepdim=True).expand_as(before)               # the context itself is not solved, where it counts
-    groups = [(after - before)[visited & ~solved & (others == n)] for n in range(before.shape[-1])]
-    return [((rise > 0).double().mean().item(), rise.mean().item(), len(rise)) for rise in groups]
+    _, contexts, _ = episodes
+    rewards = prior.score(agent, *episodes)                               # (B, T)
+    visited = one_hot(contexts, prior.contexts)                           # (B, T, C)
+    n = visited.cumsum(1).gather(-1, contexts[..., None])[..., 0] - 1     # (B, T): earlier visits
+    success = visited * rewards[..., None]
+    solved = (success.cumsum(1) - success) > 0                            # before the trial
+    unsolved = ~solved.gather(-1, contexts[..., None])[..., 0]
+    counted = unsolved & (n < prior.actions - 1)
+    cell = (n * prior.contexts + solved.sum(-1))[counted]
+    cells = (prior.actions - 1) * prior.contexts
+    successes = torch.bincount(cell, rewards[counted], cells)
+    chance = successes / torch.bincount(cell, minlength=cells)
+    return chance.view(prior.actions - 1, prior.contexts)
 
 
 def draw(policy, luck):
-    """Actions (B,) drawn from policies (B, A) by inverting their distribution functions at luck (B,), uniform on [0, 1)."""
-    return (policy.cumsum(-1)[:, :-1] <= luck[:, None] * policy.sum(-1, keepdim=True)).sum(-1)
+    """Actions (B,) from policies (B, A), by inverting their distribution functions at luck (B,)."""
+    total = policy.sum(-1, keepdim=True)
+    return (policy.cumsum(-1)[:, :-1] <= luck[:, None] * total).sum(-1)
 
 
 class UniformAgent:
@@ -407,18 +477,19 @@ class UniformAgent:
 
 
 class BayesAgent(UniformAgent):
-    """The Bayes-optimal policy: uniform over the actions that can still be the correct one, in each context."""
+    """The Bayes-optimal policy: in each context uniform over the actions that can be correct."""
 
     def observe(self, context, action, reward):
-        """A failure rules its action out; a success rules out all others. context, action, reward: (B,)."""
-        each = torch.arange(len(context))
-        only = torch.zeros_like(self.possible[:, 0]).scatter(1, action[:, None], 1.0)
-        self.possible[each, context] = torch.where(reward[:, None] > 0, only, self.possible[each, context] * (1 - only))
+        """A failure rules its action out; a success rules out all others."""
+        episode = torch.arange(len(context))
+        tried = one_hot(action, self.possible.shape[-1]).float()
+        left = self.possible[episode, context] * (1 - tried)
+        self.possible[episode, context] = torch.where(reward[:, None] > 0, tried, left)
 
 
 class OrderedBayesAgent(BayesAgent):
-    """As optimal as BayesAgent, but it tries the possible actions in the order of their names, not at random."""
+    """As optimal as BayesAgent, but it tries possible actions in the order of their names."""
 
     def policy(self):
         """All probability on the first possible action of each context, (B, C, A)."""
-        return torch.nn.functional.one_hot(self.possible.argmax(-1), self.possible.shape[-1]).float()
+        return one_hot(self.possible.argmax(-1), self.possible.shape[-1]).float()
