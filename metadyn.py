@@ -371,7 +371,7 @@ class Results(dict):
             self[name] = np.append(self[name], column) if name in self else column.ravel()
 
     def lap(self, phase):
-        """Adds the seconds since the last lap to those of a phase."""
+        """Notes the seconds since the last lap as those of a phase."""
         now = time.perf_counter()
         self[f"seconds/{phase}"] = now - self.begun
         self.begun = now
@@ -776,7 +776,8 @@ def write_tables(results, folder):
         modes = np.arange(1, strength.shape[1] + 1)[:, None]
         tables.add_rows("dynamics", system=system, mode=modes, time=time, strength=strength.T,
                         stderr=stderr.T)
-    for system, values in results.under("performance").items():
+    for system in "prior", "meta", "bayes":
+        values = results[f"performance/{system}"]
         tables.add_rows("performance", system=system, trial=np.arange(values.shape[1]),
                         value=values.mean(0), stderr=values.std(0, ddof=1) / len(values) ** 0.5)
     outer = results.under("outer_loop")
