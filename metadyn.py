@@ -137,7 +137,7 @@ QUICK = dict(
                    outer_steps=900, bandpass_steps=300, muon_lr=0.1, adam_lr=0.03,
                    eval_episodes=256, learner_steps=400, learner_lr=0.002, learner_hidden=64,
                    clock_steps=300),
-    bandit=dict(contexts=4, actions=4, trials=32, hidden=64, outer_steps=400, learner_starts=32,
+    bandit=dict(contexts=4, actions=4, trials=32, hidden=64, outer_steps=600, learner_starts=32,
                 learner_steps=800, scaling=[2, 4]),
 )
 
