@@ -36,8 +36,9 @@ class Muon(torch.optim.Optimizer):
     U V^T by an iteration of Newton and Schulz, X <- a X + b (X X^T) X + c (X X^T)^2 X, which needs
     matrix products alone. Parameters are stacks of matrices, (..., out, in), each made orthogonal
     by itself; `stacked`: how many matrices stand one below the other in a 2-dimensional parameter
-    (4 for the gates of an LSTM). coefficients (a, b, c): the usual ones make singular values equal
-    but for 20% or so; (1.5, -0.5, 0) converge, in more iterations.
+    (4 for the gates of an LSTM). coefficients (a, b, c): the usual ones make singular values only
+    roughly equal; (1.5, -0.5, 0) converge, in more iterations. torch.optim.Muon does the same to
+    one matrix at a time, and in bfloat16: slow on many CPUs, and coarser.
     """
 
     USUAL = (3.4445, -4.7750, 2.0315)
@@ -93,11 +94,14 @@ def initial_layers(target, inputs, start, scale, generator):
     if start == "aligned":
         U, _, Vh = torch.linalg.svd(target, full_matrices=False)
         return [scale ** 0.5 * Vh, scale ** 0.5 * U]
-    gaussian = dict(generator=generator, dtype=target.dtype)
+
+    def normal(rows, sd):
+        """Matrices (S, rows, n_in) with entries N(0, sd^2)."""
+        return sd * torch.randn(S, rows, n_in, generator=generator, dtype=target.dtype)
+
     if start == "random":
-        first = torch.randn(S, n_in, n_in, **gaussian)
-        return [scale ** 0.5 * first, scale ** 0.5 * torch.randn(S, n_out, n_in, **gaussian)]
-    return [scale * torch.randn(S, n_out, n_in, **gaussian)]
+        return [normal(n_in, scale ** 0.5), normal(n_out, scale ** 0.5)]
+    return [normal(n_out, scale)]
 
 
 @torch.enable_grad()
@@ -198,6 +202,7 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
         network.append(((W / n ** 0.5).requires_grad_(), (b / n ** 0.5).requires_grad_()))
 
     def forward(x):
+        """The functions at x (S, G): (S, G)."""
         h = x[..., None]
         for i, (W, b) in enumerate(network):
             h = torch.baddbmm(b, h.relu() if i else h, W)

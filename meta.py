@@ -104,6 +104,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h, state=None):
+        """h (B, T, H), state as above or None. Returns outputs (B, T, H) and the new state."""
         past = [(None, None)] * len(self.blocks) if state is None else zip(*state)
         t = 0 if state is None else state[0].shape[2]
         h = h + self.position[:, t:t + h.shape[1]]
@@ -132,7 +133,8 @@ class Block(nn.Module):
         key = self.key(x) if key is None else torch.cat([key, self.key(x)], 1)
         value = self.value(x) if value is None else torch.cat([value, self.value(x)], 1)
 
-        def split(z):                                     # (B, t, H) to (B, heads, t, H / heads)
+        def split(z):
+            """(B, t, H) to (B, heads, t, H / heads)."""
             return z.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         T, seen = h.shape[1], key.shape[1]
@@ -288,9 +290,9 @@ def learning_rate_factor(step, steps, warmup=0.02):
     return min((step + 1) / (warmup * steps + 1), (steps - step) / steps)
 
 
-def snapshot_steps(steps, count=40):
-    """0, and `count` outer steps from steps / 200 to `steps`, evenly spaced in their logarithm."""
-    spaced = torch.logspace(-math.log10(200), 0, count, dtype=torch.float64) * steps
+def spaced_steps(first, last, count):
+    """0, and `count` steps (some of which may coincide) evenly spaced in their logarithm."""
+    spaced = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
     return sorted({0, *spaced.round().int().tolist()})
 
 
@@ -301,7 +303,7 @@ def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapsh
 
     loss(generator, share) -> what to descend and what to report, drawing its episodes from the
     generator, a share of the outer loop being done; settings: a dict, kept in the checkpoint;
-    snapshot(model) -> a dict of tensors, taken at `snapshot_steps`; report(step, value) is told of
+    snapshot(model) -> a dict of tensors, taken at some 40 steps; report(step, value) is told of
     every step.
     Returns the snapshots, each with its "step". Raises Unreadable; FloatingPointError if a loss or
     gradient is not finite (the last checkpoint stays); OSError if a checkpoint cannot be written.
@@ -310,7 +312,7 @@ def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapsh
     first, snapshots = 0, []
     if path.exists():
         first, snapshots = restore(path, settings, model, optimizers, generator)
-    wanted = snapshot_steps(steps) if snapshot else []
+    wanted = spaced_steps(steps / 200, steps, 40) if snapshot else []
     save_every = max(1, steps // 50)
     for step in range(first, steps + 1):
         if step in wanted:
@@ -376,7 +378,7 @@ class Progress:
 
 def keep_freed_memory():
     """Has glibc keep freed memory: by default it hands large blocks back to the system and fetches
-    them anew, page by page, at every step (nonlinreg: 35 ms a step with, 59 without, 2 cores)."""
+    them anew, page by page, at every step (first edition, nonlinreg: 35 ms a step, not 59)."""
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)                               # M_MMAP_MAX

@@ -19,7 +19,6 @@ import csv
 import io
 import json
 import math
-import statistics
 import sys
 import time
 import typing
@@ -130,12 +129,12 @@ class Bandit(Config):
 
 
 QUICK = dict(
-    linreg=dict(dim=2, singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, decoder=1,
-                batch=64, outer_steps=1000, muon_lr=0.05, adam_lr=0.03, learner_steps=1500,
-                clock_episodes=64),
-    nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, decoder=1, batch=64,
-                   outer_steps=900, bandpass_steps=300, muon_lr=0.1, adam_lr=0.03,
-                   eval_episodes=256, learner_steps=400, learner_lr=0.002, learner_hidden=64,
+    linreg=dict(dim=2, singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
+                outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),
+    nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
+                   bandpass_steps=300, muon_lr=0.1, adam_lr=0.03,
+                   eval_episodes=256, learner_steps=400, learner_lr=0.002, learner_starts=2,
+                   learner_hidden=64,
                    clock_steps=300),
     bandit=dict(contexts=4, actions=4, trials=32, hidden=64, outer_steps=600, learner_starts=32,
                 learner_steps=800, scaling=[2, 4]),
@@ -172,7 +171,7 @@ def linreg(config, folder):
     model = new_meta_learner(config, prior)
     predictors = dict(prior=tasks.Prior(), meta=model, bayes=tasks.Bayes(prior))
     results["equal_scale"] = spectrum
-    equal = tasks.random_orthogonal(config.dim, config.dim, stream(config, "evaluation"))
+    equal = tasks.random_orthogonal(config.dim, config.dim, stream(config, "control"))
     equal = spectrum[:, None, None] * equal               # a control: each task's modes are alike
     outer_loop(config, prior, W, predictors, results, folder / "checkpoint.pt", equal)
     results.lap("outer_loop")
@@ -202,6 +201,7 @@ def nonlinreg(config, folder):
     results = Results(modes=[f"k = {k}" for k in low_pass], limit=config.noise ** 2)
 
     def task_distribution(band):
+        """The prior on a band of frequencies."""
         return tasks.FourierRegression(band, config.noise, config.trials, grid)
 
     def evaluation_tasks(prior):
@@ -242,16 +242,17 @@ def nonlinreg(config, folder):
         out_of_distribution(config, f"{band[0]} to {band[-1]}", source, evaluation_tasks(source),
                             predictors, results, first_mode=band[0])
 
-    # the first task: what its first Learner and its first episode make of it
+    # the first task: what its first Learner and the first of its episodes make of it
     fine = tasks.FourierRegression(low_pass, grid=config.learner_grid).queries()
-    _, _, x, y = prior.evaluation_episodes(W[:1], 1, stream(config, "probe"))
-    _, P = predictors["bayes"].posterior(x[0], y[0])
+    _, _, x, y = prior.evaluation_episodes(W[:1], config.eval_episodes, stream(config, "probe"))
+    x, y = x[0, :1], y[0, :1]
+    _, P = predictors["bayes"].posterior(x, y)
     features = prior.features(fine.double())
     results["fits/x"] = fine[:, 0]
     results["fits/target"] = (prior.features(fine) @ W[0].mT)[:, 0]
-    results["fits/data"] = torch.cat([x[0, 0], y[0, 0]], 1)
-    results["fits/meta"] = model.query(x[0], y[0], fine)[0, ..., 0]
-    results["fits/bayes"] = predictors["bayes"].query(x[0], y[0], fine)[0, ..., 0]
+    results["fits/data"] = torch.cat([x[0], y[0]], 1)
+    results["fits/meta"] = model.query(x, y, fine)[0, ..., 0]
+    results["fits/bayes"] = predictors["bayes"].query(x, y, fine)[0, ..., 0]
     results["fits/deviation"] = ((features @ P[0]) * features).sum(-1).clamp_min(0).sqrt()
     results.lap("probes")
     return results
@@ -277,7 +278,7 @@ def bandit(config, folder):
     longer = tasks.ContextualBandit(config.contexts, config.actions, steps)
     episodes = longer.evaluation_episodes(correct, config.learner_starts, stream(config, "probe"))
     strength, _ = longer.inner_loop(online, *episodes)
-    seen = spaced_steps(steps)
+    seen = meta.spaced_steps(1, steps, 120)
     results.add("online", torch.tensor(seen), strength[seen])
     results.lap("learners")
 
@@ -286,8 +287,8 @@ def bandit(config, folder):
     agents = dict(prior=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
     outer_loop(config, prior, correct, agents, results, folder / "checkpoint.pt")
     results.lap("outer_loop")
-    inner_loops(config, prior, correct, agents, results)
-    inner_loops(config, prior, correct, dict(bayes_ordered=tasks.OrderedBayesAgent()), results)
+    ordered = dict(bayes_ordered=tasks.OrderedBayesAgent())
+    inner_loops(config, prior, correct, agents | ordered, results)
     results.add_theory("bayes", lambda t: prior.strength(prior.bayes_curve()))
 
     # interference: is a context held up by others that are solved?
@@ -322,7 +323,8 @@ def bandit(config, folder):
 
 # ---------------------------------------------------------------- steps that experiments share
 
-PURPOSES = ("tasks", "initialisation", "evaluation", "probe", "learners", "online", "fresh", "ood")
+PURPOSES = ("tasks", "initialisation", "evaluation", "probe", "learners", "online", "fresh", "ood",
+            "control", "snapshots")
 
 
 def stream(config, purpose):
@@ -336,8 +338,8 @@ class Results(dict):
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
     performance/SYSTEM (n, T), limit ()                loss, or reward, of fresh tasks by trial
     outer_loop/step (P,), strength (P, N, E, K), half_time (P, K), value (P,)
-    ood/system, condition, mode, strength, value       rows of ood.csv; so visits, sharing, scaling
-    probe/SYSTEM/READING (R, N)                        what else the probes read
+    ood/system, condition, mode, strength, value       rows of ood.csv; so probe, visits, sharing,
+                                                       scaling
     seconds/PHASE ()
     Of a complete run also, as attributes: config, folder and summary, the numbers of summary.json
     with inf and nan where the file has null. Prints as a table.
@@ -395,12 +397,6 @@ class Results(dict):
 
     def __repr__(self):
         return table(self.summary)
-
-
-def spaced_steps(last):
-    """Steps at which to look: 0, and some 100 evenly spaced in their logarithm up to the last."""
-    spaced = torch.logspace(0, math.log10(last), 120, dtype=torch.float64)
-    return sorted({0, *spaced.round().int().tolist()})
 
 
 def linear_learner(config, W, start, optimizer, lr, steps, repeats):
@@ -486,7 +482,7 @@ def bandit_learner(config, correct, sd, steps, shared):
     generator = stream(config, "learners")
     renamed = prior.rename(correct, config.learner_starts, generator).flatten(0, 1)
     logits = sd * torch.randn(*renamed.shape, config.actions, generator=generator)
-    record = spaced_steps(steps)
+    record = meta.spaced_steps(1, steps, 120)
     J = learners.policy_gradient(renamed, logits, config.learner_lr, record, shared)
     return torch.tensor(record), prior.strength(J).unflatten(1, (len(correct), -1))
 
@@ -509,7 +505,7 @@ def bayes_time_to_learn(config, contexts):
 
 
 def new_meta_learner(config, prior, kind=meta.MetaLearner):
-    """An untrained Meta-Learner, for a bandit of another kind."""
+    """An untrained Meta-Learner. kind: meta.MetaAgent for a bandit."""
     return kind(prior, config.hidden, config.layers, stream(config, "initialisation"),
                 config.core, config.encoder, config.decoder)
 
@@ -523,6 +519,7 @@ def fresh_episodes(config, prior):
 def train(config, prior, model, path, snapshot=None, report=None):
     """Trains a Meta-Learner, or goes on from its checkpoint. Returns its snapshots."""
     def loss(generator, share):
+        """What to descend, and what to report of it, on a batch of fresh episodes."""
         if isinstance(prior, tasks.ContextualBandit):
             entropy = config.entropy * (1 - share)
             return meta.policy_gradient_loss(model, prior, config.batch, entropy, generator)
@@ -543,15 +540,16 @@ def outer_loop(config, prior, targets, predictors, results, path, controls=None)
     bounds = [prior.score(predictors[system], *fresh).mean() for system in ("prior", "bayes")]
     some = [part[:256] for part in fresh]
     few = max(1, config.eval_episodes // 128)
-    episodes = prior.evaluation_episodes(targets, few, stream(config, "probe"))
+    episodes = prior.evaluation_episodes(targets, few, stream(config, "snapshots"))
     trials = torch.arange(config.trials + 1.0)
 
     def snapshot(model):
+        """What the outer loop notes at one of its steps."""
         strength, _ = prior.inner_loop(model, *episodes)
         seen = dict(strength=strength[-1].clone(), value=prior.score(model, *some).mean(),
                     half_time=learners.half_time(strength.mean((1, 2)), trials))
         if controls is not None:
-            alike = prior.evaluation_episodes(controls, few, stream(config, "probe"))
+            alike = prior.evaluation_episodes(controls, few, stream(config, "snapshots"))
             seen["equal"] = prior.inner_loop(model, *alike)[0][-1].mean((1, 2))
         return seen
 
@@ -573,7 +571,8 @@ def inner_loops(config, prior, targets, predictors, results):
         strength, readings = prior.inner_loop(predictor, *episodes)
         results.add(system, torch.arange(config.trials + 1.0), strength)
         for name, reading in readings.items():
-            results[f"probe/{system}/{name}"] = reading
+            results.add_rows("probe", system=system, trial=torch.arange(config.trials + 1),
+                             reading=name, value=reading.mean(1))
 
 
 def out_of_distribution(config, condition, prior, targets, predictors, results, first_mode=1):
@@ -686,7 +685,7 @@ def compare(runs, folder):
             seeds = [results.config.seed for results in several]
             every.add_rows("seeds", family=family, seed=seeds, system=system, measure=measure,
                            value=values)
-            median, low, high = statistics.median(values), min(values), max(values)
+            median, low, high = np.median(values), min(values), max(values)
             overview.add_rows("overview", family=family, system=system, measure=measure,
                               median=median, low=low, high=high)
             if system in ("learner", "meta", "bayes"):
@@ -787,7 +786,7 @@ def write_tables(results, folder):
                     half_time=outer["half_time"].T, value=outer["value"])
     for name in "dynamics", "performance", "outer_loop":
         write_csv(folder / f"{name}.csv", tables.under(name))
-    for name in "ood", "visits", "sharing", "scaling":
+    for name in "ood", "probe", "visits", "sharing", "scaling":
         if results.under(name):
             write_csv(folder / f"{name}.csv", results.under(name))
     text = json.dumps(plain(results.summary), indent=1)
@@ -884,6 +883,8 @@ def checked(setting, given):
             raise ValueError                              # 2.5 is no whole number
     except (TypeError, ValueError):
         raise Mistake(option, given, "whole numbers" if kind is int else "numbers") from None
+    if several and not values and setting.default_factory():
+        raise Mistake(option, "nothing", "at least one number")
     for value in values:
         if not rules["low"] <= value <= 1e9:
             bound = "more than 0" if rules["low"] == TINY else f"at least {rules['low']}"

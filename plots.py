@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 INK, GREY, MARKERS = "0.15", "0.45", "osD^v"
 THREE = "learner", "meta", "bayes"
 COUNT_TRIALS = ("learner_by_trial", "online", "meta", "bayes", "bayes_ordered")      # others: steps
-CAPTION = "dots: half-times · bands: two standard errors over tasks · dashed: theory"
+CAPTION = "dots: half-times · bands: two standard errors over tasks · dashed, where there: theory"
 NAMES = dict(
     learner="Learner", shallow="One layer only", sgd="Learner, SGD", adam="Learner, Adam",
     rmsprop="Learner, RMSprop", muon="Learner, Muon", learner_rising="Learner, rising targets",
@@ -203,7 +203,9 @@ def sharing(results, path):
     systems = "learner", "decoupled", "online", "meta", "bayes"
     half = np.stack([column(results, "sharing", "half_time", system=name) for name in systems], 1)
     size = column(results, "sharing", "contexts_sharing", system="meta")
-    panel = dict(x=size, xticks=size, y=half / half[0], title="Is a shared answer learned sooner?",
+    with np.errstate(invalid="ignore"):                     # of a mode that is not reached: no line
+        relative = half / half[0]
+    panel = dict(x=size, xticks=size, y=relative, title="Is a shared answer learned sooner?",
                  xlabel="contexts that share an answer", staggered=False, grey=[1],
                  labels=[NAMES[system] for system in systems], ylabel="half-time, relative")
     draw_panels([panel], path, height=3.8)
@@ -282,7 +284,7 @@ def clocks(results, path):
         ax.contour(results["map/trials"], results["map/steps"], results["map/strength"][:, :, k],
                    levels=[0.5], colors=[colour], linewidths=2.5)
         ax.plot([], [], color=colour, lw=2.5, label=results["modes"][k])
-    ax.set(title="Few steps: one after another. Few trials: all at once", xlabel="trials seen",
+    ax.set(title="Two clocks of one Learner: where each mode is half learned", xlabel="trials seen",
            ylabel="gradient steps", yscale="log", ylim=(results["map/steps"][1], None))
     ax.legend(frameon=False, fontsize=12, title="half learned above and right of")
     save(figure, path)

@@ -69,6 +69,7 @@ class FeatureRegression:
     def score(self, predictor, x, y):
         """Squared error, averaged over outputs, of each episode and trial: (B, T), on the CPU."""
         def squared_error(x, y):
+            """Of a chunk of the episodes."""
             return (predictor.predict(x, y).cpu() - y).square().mean(-1)
         return in_chunks(squared_error, x, y)
 
@@ -392,6 +393,7 @@ class ContextualBandit:
     def score(self, agent, correct, contexts, luck):
         """The reward of each episode and trial: (B, T)."""
         def rewards(*episodes):
+            """Of a chunk of the episodes."""
             return self.play(agent, *episodes)[0]
         return in_chunks(rewards, correct, contexts, luck, size=2048)
 
@@ -399,6 +401,7 @@ class ContextualBandit:
         """What an agent has learned of each task before each trial and after the last, in episodes
         as from `evaluation_episodes`. Returns strengths (T + 1, N, E, C), and no other readings."""
         def probability(*episodes):
+            """J in a chunk of the episodes."""
             return self.play(agent, *episodes)[1]
         flat = [part.flatten(0, 1) for part in (renamed, contexts, luck)]
         J = in_chunks(probability, *flat, size=2048).unflatten(0, renamed.shape[:2])
