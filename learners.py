@@ -17,16 +17,13 @@ import math
 
 import torch
 
-
 def finite(values):
     """The values, if all are finite. Raises FloatingPointError if learning diverged."""
     if not values.isfinite().all():
         raise FloatingPointError("the Learner diverged: give it a smaller learning rate")
     return values
 
-
 # ---------------------------------------------------------------- linear networks
-
 class Muon(torch.optim.Optimizer):
     r"""Gradient descent whose every update of a matrix is made orthogonal (Jordan et al. 2024).
 
@@ -72,7 +69,6 @@ class Muon(torch.optim.Optimizer):
                 rate = group["lr"] * max(1, update.shape[-2] / update.shape[-1]) ** 0.5
                 p.sub_(rate * update.flatten(-3, -2))
 
-
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -81,28 +77,27 @@ OPTIMIZERS = {
     "muon": lambda layers, lr: Muon(layers, lr, coefficients=(1.5, -0.5, 0.0), iterations=20),
 }
 
-
 def initial_layers(target, inputs, start, scale, generator):
-    r"""Weights of the network before learning: a list, first layer first, of (S, out, in).
+    r"""Weights of the network before learning: a list, first layer first, of (..., out, in).
 
     "aligned": W2 = U sqrt(u0), W1 = sqrt(u0) V^T in the target's own singular basis, balanced, so
                that every mode starts at u0 = scale.
     "random":  two layers with entries N(0, scale), so that entries of the map are of order scale.
     "shallow": one layer with entries N(0, scale^2).
     """
-    S, n_out, n_in = len(target), target.shape[1], inputs.shape[1]
+    n_out, n_in = target.shape[-2], inputs.shape[-2]
     if start == "aligned":
         U, _, Vh = torch.linalg.svd(target, full_matrices=False)
         return [scale ** 0.5 * Vh, scale ** 0.5 * U]
 
     def normal(rows, sd):
-        """Matrices (S, rows, n_in) with entries N(0, sd^2)."""
-        return sd * torch.randn(S, rows, n_in, generator=generator, dtype=target.dtype)
+        """Matrices (..., rows, n_in) with entries N(0, sd^2)."""
+        shape = *target.shape[:-2], rows, n_in
+        return sd * torch.randn(shape, generator=generator, dtype=target.dtype)
 
     if start == "random":
         return [normal(n_in, scale ** 0.5), normal(n_out, scale ** 0.5)]
     return [normal(n_out, scale)]
-
 
 @torch.enable_grad()
 def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sgd", every=1,
@@ -113,14 +108,13 @@ def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sg
     white inputs, up to the noise; the time constant is tau = 1 / lr steps. (With torch's MSELoss,
     which averages over the outputs, tau would be N_y / (2 lr).)
 
-    target: (S, N_y, P) the Y; inputs: (S, N_x, P) the X, not for the aligned start, which is that
-    of white inputs; start and scale as in `initial_layers`;
-    optimizer one of OPTIMIZERS. Raises FloatingPointError if it diverges.
-    Returns steps (R,), the number of updates made, 0 first; maps (R, S, N_y, N_x), the product of
-    the layers at those steps.
+    target: (..., N_y, P) the Y; inputs: (..., N_x, P) the X, not for the aligned start, which is
+    that of white inputs; start and scale as in `initial_layers`; optimizer one of OPTIMIZERS.
+    Returns steps (R,), the number of updates made, 0 first; maps (R, ..., N_y, N_x), the product
+    of the layers at those steps. Raises FloatingPointError if it diverges.
     """
     white = inputs is None
-    X = torch.eye(target.shape[-1]).to(target)[None] if white else inputs
+    X = torch.eye(target.shape[-1]).to(target) if white else inputs
     layers = initial_layers(target, X, start, scale, generator)
     layers = [layer.requires_grad_() for layer in layers]
     opt = OPTIMIZERS[optimizer](layers, lr)
@@ -138,6 +132,22 @@ def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sg
         opt.step()
     return torch.tensor(recorded), finite(torch.stack(maps))
 
+def linear_network_by_trial(x, y, trials, steps, scale, generator):
+    r"""A Learner whose clock is data: for each t in `trials` (Q,) a linear network of its own, from
+    a small random start, on the first t trials of each episode.
+
+    x (..., T, Dx), y (..., T, Dy). Each has a step size of its own, as large as its data allow.
+    Returns steps (R,), maps (R, Q, ..., Dy, Dx).
+    """
+    seen = torch.arange(x.shape[-2]) < trials[:, None]                              # (Q, T)
+    seen = seen.view(len(trials), *[1] * (x.ndim - 2), -1, 1)
+    Q, R = torch.linalg.qr(seen * x)        # |Y - W X|^2 = |Y Q - W R^T|^2 + const: T becomes Dx
+    X, Y = R.mT, (seen * y).mT @ Q
+    curvature = torch.maximum(torch.linalg.matrix_norm(X, 2) ** 2,
+                              torch.linalg.matrix_norm(Y @ X.mT, 2))
+    size = curvature.clamp_min(1e-9).sqrt()[..., None, None]
+    return linear_network(Y / size, 0.5, steps, "random", scale, every=max(1, steps // 50),
+                          inputs=X / size, generator=generator)
 
 def deep_linear_theory(s, u0, t):
     r"""Closed form for the aligned start: each mode is a logistic curve on a clock of its own.
@@ -150,14 +160,12 @@ def deep_linear_theory(s, u0, t):
     decay = torch.exp(-2 * s * t[:, None])
     return s / (1 + (s / u0 - 1) * decay)
 
-
 def deep_linear_time(s, u0, u):
     r"""Time, in units of tau, for a mode to grow from u0 to u         (Saxe et al. 2013).
 
     t = 1/(2s) ln[u (s - u0) / (u0 (s - u))].
     """
     return torch.log(u * (s - u0) / (u0 * (s - u))) / (2 * s)
-
 
 def muon_theory(s, u0, t):
     r"""Muon from the aligned start: each layer's singular value w grows by lr a step at every mode.
@@ -170,16 +178,13 @@ def muon_theory(s, u0, t):
     """
     return torch.minimum((u0 ** 0.5 + t[:, None]) ** 2, s)
 
-
 def shallow_theory(s, w0, t):
     r"""Closed form for one layer: w(t) = w0 e^{-t / tau} + s (1 - e^{-t / tau}), one clock for all
     modes. Shapes as in `deep_linear_theory`."""
     decay = torch.exp(-t[:, None])
     return w0 * decay + s * (1 - decay)
 
-
 # ---------------------------------------------------------------- ReLU networks
-
 @torch.enable_grad()
 def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator=None,
                  weight=None, at=None):
@@ -189,52 +194,62 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
     Xu et al. 2018). No closed form. Initial weights and biases are U(-1, 1) / sqrt(fan-in),
     torch's own law for nn.Linear.
 
-    x, target: (S, G) the points; layers: how many hidden ones, of `hidden` units; weight: (S, G),
-    how much each point counts, summing to 1 in a network, if not all alike; at: (S, Q), where to
-    look at the function, if not at x. Raises FloatingPointError if it diverges.
-    Returns steps (R,), 0 first, and the functions f (R, S, Q) at those steps.
+    x, target: (..., G) the points; layers: how many hidden ones, of `hidden` units; weight:
+    (..., G), how much each point counts, summing to 1 in a network, if not all alike; at: (Q,),
+    where to look at the functions, if not at x.
+    Returns steps (R,), 0 first, and the functions f (R, ..., Q) at those steps. Raises
+    FloatingPointError if it diverges.
     """
+    ensemble = x.shape[:-1]
+    points = x.reshape(-1, x.shape[-1], 1)                                          # (S, G, 1)
+    looked_at = points if at is None else at[:, None].expand(len(points), -1, -1)
     widths = [1] + [hidden] * layers + [1]
     network = []
     for n, m in zip(widths, widths[1:]):
-        W = 2 * torch.rand(len(x), n, m, generator=generator) - 1
-        b = 2 * torch.rand(len(x), 1, m, generator=generator) - 1
+        W = 2 * torch.rand(len(points), n, m, generator=generator) - 1
+        b = 2 * torch.rand(len(points), 1, m, generator=generator) - 1
         network.append(((W / n ** 0.5).requires_grad_(), (b / n ** 0.5).requires_grad_()))
 
-    def forward(x):
-        """The functions at x (S, G): (S, G)."""
-        h = x[..., None]
+    def forward(h):
+        """The functions at points (S, G, 1): (..., G)."""
         for i, (W, b) in enumerate(network):
             h = torch.baddbmm(b, h.relu() if i else h, W)
-        return h[..., 0]
+        return h[..., 0].unflatten(0, ensemble)
 
-    weight = torch.full(x.shape, 1 / x.shape[1]) if weight is None else weight
+    weight = torch.full(x.shape, 1 / x.shape[-1]) if weight is None else weight
     opt = torch.optim.Adam([p for layer in network for p in layer], lr=lr)
     recorded, functions = [], []
     for step in range(steps + 1):
-        f = forward(x)
+        f = forward(points)
         if step % every == 0:                             # before the update: step 0 is the start
             recorded.append(step)
-            functions.append((f if at is None else forward(at)).detach())
+            functions.append((f if at is None else forward(looked_at)).detach())
         opt.zero_grad()
         (weight * (f - target).square()).sum().backward()     # a sum keeps the networks apart
         opt.step()
     return torch.tensor(recorded), finite(torch.stack(functions))
 
+def relu_network_by_trial(x, y, trials, at, lr, steps, hidden, layers, generator):
+    """A Learner whose clock is data: for each t in `trials` (Q,) a ReLU network of its own on the
+    first t trials of each episode, x and y (..., T, 1). Returns the functions that it has after
+    all steps, at the points `at` (G,): (Q, ..., G)."""
+    x, y = (z[..., 0].expand(len(trials), *z.shape[:-1]) for z in (x, y))           # (Q, ..., T)
+    seen = (torch.arange(x.shape[-1]) < trials[:, None]) / trials.clamp_min(1)[:, None]
+    seen = seen.view(len(trials), *[1] * (x.ndim - 2), -1)
+    _, f = relu_network(x, y, lr, steps, hidden, layers, steps, generator, seen, at)
+    return f[-1]
 
 # ---------------------------------------------------------------- policy gradient
-
 def reward_gradient(logits, correct, rates):
     r"""Gradient of the expected reward J = sum_c p_c J_c, J_c = pi(correct_c | c), in the logits of
     each context: p_c J_c (e_correct - pi).
 
-    logits: (S, C, A); correct: (S, C); rates: (C,) the p_c. Returns (S, C, A).
+    logits: (..., C, A); correct: (..., C); rates: (C,) the p_c. Returns (..., C, A).
     """
     policy = logits.softmax(-1)
     J = policy.gather(-1, correct[..., None])
     answer = torch.zeros_like(policy).scatter(-1, correct[..., None], 1.0)
     return rates[:, None] * J * (answer - policy)
-
 
 def policy_gradient(correct, logits, lr, record, shared=True):
     r"""Exact gradient ascent on the expected reward of contextual bandits: softmax(W e_c + b).
@@ -246,12 +261,12 @@ def policy_gradient(correct, logits, lr, record, shared=True):
     dt = lr / C, for two contexts and two actions with different correct ones, g = J (1 - J):
         dJ_1/dt = 2 g_1 (2 g_1 - g_2),  the other likewise; gradients of cosine -1/2. (derived)
 
-    correct: (S, C) correct actions; logits: (S, C, A); record: steps at which to look, from 0 up.
-    Returns J (R, S, C), the probability of the correct action in each context at those steps.
+    correct: (..., C) the correct actions; logits: (..., C, A); record: steps at which to look, from
+    0 up. Returns J (R, ..., C), the probability of the correct action in each context at those.
     """
-    rates = torch.ones(correct.shape[1]) / correct.shape[1]
-    W = logits.clone()
-    b = torch.zeros_like(logits[:, :1] if shared else logits)
+    rates = torch.ones(correct.shape[-1]) / correct.shape[-1]
+    W = logits
+    b = torch.zeros_like(logits[..., :1, :] if shared else logits)
     probabilities = []
     for step in range(record[-1] + 1):
         now = W + b
@@ -260,9 +275,8 @@ def policy_gradient(correct, logits, lr, record, shared=True):
             probabilities.append(J[..., 0])
         gradient = reward_gradient(now, correct, rates)
         W = W + lr * gradient
-        b = b + lr * (gradient.sum(1, keepdim=True) if shared else gradient)
+        b = b + lr * (gradient.sum(-2, keepdim=True) if shared else gradient)
     return torch.stack(probabilities)
-
 
 class OnlineLearner:
     r"""REINFORCE on the same policy, softmax(W e_c + b), one trial a step: an agent on the clock of
@@ -293,9 +307,7 @@ class OnlineLearner:
         self.W[episode, context] += step
         self.b[:, 0] += step
 
-
 # ---------------------------------------------------------------- measures, alike for all systems
-
 def half_time(strength, time, level=0.5):
     r"""When each mode is half learned: first upward crossing of `level`, linearly interpolated.
 
@@ -310,7 +322,6 @@ def half_time(strength, time, level=0.5):
     crossing = torch.where(above.any(0), crossing, torch.inf)
     return torch.where(above[0], torch.nan, crossing)
 
-
 def staggering_index(half_times):
     """Latest half-time over earliest, (..., K) to (...): 1 is concurrent, inf if a mode is not
     reached. Modes without a half-time (nan) are left out; with none left the index is nan."""
@@ -320,12 +331,10 @@ def staggering_index(half_times):
     index = torch.where(latest.isinf(), torch.inf, latest / earliest)
     return torch.where(none.all(-1), torch.nan, index)
 
-
 def staggering(strength, time):
     """Staggering index of each task (N,), of strengths (R, N, E, K) averaged over repeats: what is
     left of the stagger when chance is averaged out."""
     return staggering_index(half_time(strength.mean(2), time))
-
 
 def within(strength, time):
     """Staggering index within a repeat, geometric mean over the repeats of each task (N,): what one
@@ -337,7 +346,6 @@ def within(strength, time):
     half_times = torch.where(reached, half_times.clamp_max(time[-1]), torch.nan)
     return geometric_mean(staggering_index(half_times), 1)
 
-
 def ranks(values):
     """Ranks along the last axis, (..., K) to (..., K), 0 the smallest; ties share their mean rank.
     nan, a mode that was there from the start, counts as first."""
@@ -345,7 +353,6 @@ def ranks(values):
     before = values[..., None, :] < values[..., :, None]
     tied = values[..., None, :] == values[..., :, None]
     return before.double().sum(-1) + (tied.double().sum(-1) - 1) / 2
-
 
 def order(strength, time):
     r"""How much of the order of learning the task imposes: the rank correlation of the half-times
@@ -363,7 +370,6 @@ def order(strength, time):
     pairs = r.sum(1).square().sum(-1) - own
     return pairs / ((repeats - 1) * own)
 
-
 def follows(strength, other, time):
     """Correlation of the log half-times of two systems on the same episodes, by mode: (K,).
     Both (R, N, E, K); over all tasks and repeats in which both have the mode's half-time."""
@@ -375,11 +381,9 @@ def follows(strength, other, time):
         correlations.append((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
     return torch.stack(correlations)
 
-
 def geometric_mean(values, dim=0):
     """Geometric mean over one axis, without nan; inf if any value is."""
     return values.log().nanmean(dim).exp()
-
 
 def t_interval(values):
     r"""Mean of the values (N,) that are not nan, and its 95% interval by Student's t.
@@ -397,7 +401,6 @@ def t_interval(values):
     half = quantile * values.std() / len(values) ** 0.5
     return mean.item(), (mean - half).item(), (mean + half).item()
 
-
 def captured_fraction(prior, meta, bayes):
     r"""kappa = (L_prior - L_meta) / (L_prior - L_bayes), of losses, or of rewards, (N,) by episode.
 
@@ -409,7 +412,6 @@ def captured_fraction(prior, meta, bayes):
     error = (prior - meta) - kappa * (prior - bayes)
     half = 1.96 * error.std() / (len(error) ** 0.5 * gain.abs())
     return kappa.item(), (kappa - half).item(), (kappa + half).item()
-
 
 def describe(strength, time):
     """What one system shows, of strengths (R, N, E, K): a dict of half_times (K,), geometric means

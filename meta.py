@@ -25,18 +25,15 @@ from torch.nn.functional import one_hot
 import learners
 import tasks
 
-
 # ---------------------------------------------------------------- the Meta-Learner
-
 class Network(nn.Module):
-    """ReLU layers, a core, ReLU layers, and a linear head.
+    """ReLU layers, a core, a ReLU layer, and a linear head.
 
     core: "lstm", or "attention" for episodes of so many trials, behind one more linear layer;
-    encoder, decoder: how many ReLU layers, of `hidden` units, stand before and after the core.
+    encoder: how many ReLU layers, of `hidden` units, stand before the core; one stands after it.
     """
 
-    def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm", encoder=0,
-                 decoder=0):
+    def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm", encoder=0):
         super().__init__()
         with torch.random.fork_rng(devices=()):           # torch draws from its global generator
             self.encoder = relu_layers(inputs, hidden, encoder)
@@ -46,7 +43,7 @@ class Network(nn.Module):
             else:
                 self.encoder.append(nn.Linear(width, hidden))
                 self.core = Attention(hidden, layers, trials)
-            self.decoder = relu_layers(hidden, hidden, decoder)
+            self.decoder = relu_layers(hidden, hidden, 1)
             self.head = nn.Linear(hidden, outputs)
         initialise(self, generator)
 
@@ -59,7 +56,6 @@ class Network(nn.Module):
     def device(self):
         """Where the weights are."""
         return self.head.weight.device
-
 
 class MetaLearner(Network):
     """Learns a regression (a tasks.FeatureRegression) within an episode: from (x_t, y_{t-1}) to the
@@ -92,7 +88,6 @@ class MetaLearner(Network):
                 _, state = self(torch.cat([x[:, t, None], before[:, t, None]], -1), state)
         return torch.stack(answers, 1)
 
-
 class Attention(nn.Module):
     """Causal self-attention with the call of nn.LSTM: core(inputs (B, T, H), state) to outputs
     (B, T, H) and the state. The state is all keys and values so far, (layers, B, t, H) each."""
@@ -114,7 +109,6 @@ class Attention(nn.Module):
             keys.append(key)
             values.append(value)
         return self.norm(h), (torch.stack(keys), torch.stack(values))
-
 
 class Block(nn.Module):
     """One layer of Attention: heads that look back, then a ReLU layer; each added to its input."""
@@ -144,7 +138,6 @@ class Block(nn.Module):
         h = h + self.out(looked_up.transpose(1, 2).flatten(2))
         return h + self.down(self.up(self.norms[1](h)).relu()), key, value
 
-
 def relu_layers(inputs, hidden, n):
     """n layers of `hidden` ReLU units, the first on `inputs` numbers; without any, the identity."""
     layers = nn.Sequential()
@@ -152,7 +145,6 @@ def relu_layers(inputs, hidden, n):
         layers.append(nn.Linear(hidden if i else inputs, hidden))
         layers.append(nn.ReLU())
     return layers
-
 
 def initialise(model, generator):
     """Draws all weights anew, from our generator, by torch's own laws: U(-1, 1) / sqrt(fan-in)."""
@@ -166,18 +158,15 @@ def initialise(model, generator):
         for p in module.parameters():
             nn.init.uniform_(p, -bound, bound, generator=generator)
 
-
 def delayed(y):
     """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""
     return torch.cat([torch.zeros_like(y[:, :1]), y], 1)
-
 
 def branched(state, episodes):
     """The states of these episodes (n,), which may repeat, out of a batch's; None stays None."""
     if state is None:
         return None
     return tuple(part[:, episodes.to(part.device)] for part in state)
-
 
 class MetaAgent(Network):
     """Learns a tasks.ContextualBandit within an episode, as an agent: from context and the trial
@@ -238,16 +227,13 @@ class MetaAgent(Network):
             record.append((inputs, action, self.previous[2]))
         return [torch.stack(z, 1) for z in zip(*record)]
 
-
 # ---------------------------------------------------------------- losses of an outer step
-
 def squared_error_loss(model, prior, batch, generator):
     """Squared error over all trials of a batch of fresh episodes, twice: to descend, to report."""
     x, y = prior.episodes(prior.sample(batch, generator), generator)
     guess = model.predict(x, y)
     loss = (guess - y.to(guess.device)).square().mean()
     return loss, loss
-
 
 def policy_gradient_loss(agent, prior, batch, entropy, generator):
     r"""A loss whose gradient is a policy gradient, with a learned baseline and an entropy bonus.
@@ -269,9 +255,7 @@ def policy_gradient_loss(agent, prior, batch, entropy, generator):
     loss = -chosen * advantage.detach() + 0.5 * advantage.square() - bonus
     return loss.mean(), reward.mean()
 
-
 # ---------------------------------------------------------------- the outer loop
-
 def make_optimizers(model, name, muon_lr, adam_lr):
     """A list of optimizers: "adam" on all weights; or "muon" on the matrices of the core, those of
     an LSTM's four gates each by itself, and of the decoder, and Adam on the rest."""
@@ -284,17 +268,14 @@ def make_optimizers(model, name, muon_lr, adam_lr):
     muon = learners.Muon([dict(params=core, stacked=gates), dict(params=decoder)], muon_lr)
     return [torch.optim.Adam(rest, lr=adam_lr), muon]
 
-
 def learning_rate_factor(step, steps, warmup=0.02):
     """Linear warm-up over the first 2% of the steps, then linearly to zero at the last."""
     return min((step + 1) / (warmup * steps + 1), (steps - step) / steps)
-
 
 def spaced_steps(first, last, count):
     """0, and `count` steps (some of which may coincide) evenly spaced in their logarithm."""
     spaced = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
     return sorted({0, *spaced.round().int().tolist()})
-
 
 def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapshot=None,
                report=None, clip=1.0):
@@ -337,7 +318,6 @@ def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapsh
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_checkpoint(path, settings, step + 1, model, optimizers, generator, snapshots)
 
-
 class Progress:
     """One line while the outer loop works: in place on a terminal, ten plain lines in a log. The
     loss, or reward, shown is a running mean.
@@ -375,7 +355,6 @@ class Progress:
         return (f"step {step + 1}/{self.steps}  {name} {self.value:.3f}, "
                 f"Bayes {self.bayes:.3f}  κ {captured:.2f}  {ms:.0f} ms  {left:.0f} s left")
 
-
 def keep_freed_memory():
     """Has glibc keep freed memory: by default it hands large blocks back to the system and fetches
     them anew, page by page, at every step (first edition, nonlinreg: 35 ms a step, not 59)."""
@@ -386,12 +365,20 @@ def keep_freed_memory():
     except (AttributeError, OSError, TypeError):          # another libc: no harm, some speed
         pass
 
-
 # ---------------------------------------------------------------- checkpoints
-
 class Unreadable(ValueError):
     """A file of a run that cannot be read."""
 
+    def __init__(self, path):
+        super().__init__(f"--out: {path} cannot be read, allowed: another folder, or --fresh to "
+                         "replace the run that is there")
+
+def read(path, reader):
+    """What the reader makes of a file. Raises Unreadable where it cannot."""
+    try:
+        return reader(path)
+    except Exception as error:                            # damaged archives raise many kinds
+        raise Unreadable(path) from error
 
 def replace_file(path, data):
     """Writes bytes to `path`; at any moment the old file or the new one is there, whole."""
@@ -405,7 +392,6 @@ def replace_file(path, data):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
 
 def save_checkpoint(path, settings, step, model, optimizers, generator, snapshots):
     """Writes all that the outer loop needs to go on from `step`, atomically."""
@@ -421,18 +407,14 @@ def save_checkpoint(path, settings, step, model, optimizers, generator, snapshot
     torch.save(state, buffer)
     replace_file(path, buffer.getvalue())
 
-
 def restore(path, settings, model, optimizers, generator):
     """Sets model, optimizers and generator as a checkpoint has them. Returns the next step and the
     snapshots so far. Raises Unreadable."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["settings"] != settings:
-            raise ValueError("made with other settings")
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        return state["step"], state["snapshots"]
-    except Exception as error:                            # torch.load raises many kinds
-        raise Unreadable(path) from error
+    state = read(path, lambda path: torch.load(path, map_location="cpu", weights_only=True))
+    if state["settings"] != settings:
+        raise Unreadable(path)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    generator.set_state(state["generator"])
+    return state["step"], state["snapshots"]

@@ -17,16 +17,18 @@ from matplotlib.figure import Figure
 
 INK, GREY, MARKERS = "0.15", "0.45", "osD^v"
 THREE = "learner", "meta", "bayes"
-COUNT_TRIALS = ("learner_by_trial", "online", "meta", "bayes", "bayes_ordered")      # others: steps
+COUNT_TRIALS = ("learner_by_trial", "online", "meta", "bayes", "bayes_ordered",
+                "bayes_theory")                              # others: gradient steps
 CAPTION = "dots: half-times · bands: two standard errors over tasks · dashed, where there: theory"
 NAMES = dict(
     learner="Learner", shallow="One layer only", sgd="Learner, SGD", adam="Learner, Adam",
     rmsprop="Learner, RMSprop", muon="Learner, Muon", learner_rising="Learner, rising targets",
     learner_by_trial="Learner, on t trials", online="Learner, online",
-    decoupled="Learner, own biases",
-    spread="Learner, spread-out start", decoupled_spread="Own biases, spread out",
-    bayes_ordered="Bayes, ties by name", bayes="Bayes-optimal", meta="Meta-Learner",
-    prior="No learning", linreg="linear regression", nonlinreg="nonlinear regression",
+    decoupled="Learner, own biases", spread="Learner, spread-out start",
+    decoupled_spread="Own biases, spread out", bayes_ordered="Bayes, ties by name",
+    bayes="Bayes-optimal", meta="Meta-Learner", prior="No learning",
+    learner_theory="Learner, closed form", shallow_theory="One layer, closed form",
+    muon_theory="Muon, closed form", bayes_theory="Bayes, closed form", linreg="linear regression", nonlinreg="nonlinear regression",
     bandit="contextual bandit")
 
 def mode_colours(n):
@@ -158,7 +160,7 @@ def dynamics(panels, labels, path, columns=3, caption=CAPTION):
 
 def outer_loop(results, path):
     """Strengths at the last trial, a control, kappa: outer_loop/step (P,), strength (P, N, E, K),
-    half_time (P, K), value (P,), and if it is there, equal_scale (Q,) with equal (P, Q)."""
+    half_time (P, K), value (P,), and where it is there, equal (P, Q) of Q singular_values."""
     step, half = results["outer_loop/step"], results["outer_loop/half_time"]
     x = np.where(step > 0, step, step[1] / 2)               # step 0 has a place on a log axis
     prior, bayes = results["performance/prior"].mean(), results["performance/bayes"].mean()
@@ -171,7 +173,7 @@ def outer_loop(results, path):
     if "outer_loop/equal" in results:
         middle = dict(unit, title="Control: tasks with\nmodes of one strength",
                       y=results["outer_loop/equal"],
-                      labels=[f"all {scale:g}" for scale in results["equal_scale"]])
+                      labels=[f"all {scale:g}" for scale in results["singular_values"]])
     title = f"Captured fraction κ\n{kappa[-1]:.2f} at the end"
     right = dict(unit, title=title, y=kappa[:, None], labels=["κ"], halves=False)
     draw_panels([left, middle, right], path, caption="dots: half-times · grey: as Bayes")
@@ -190,19 +192,12 @@ def performance(results, path):
                  ylabel="reward" if reward else "error²", yscale="linear" if reward else "log")
     draw_panels([panel], path, 1, "bands: two standard errors · grey: limit", height=3.8)
 
-def column(results, table, name, **where):
-    """A column of a table of the results, in the rows in which other columns have these values."""
-    rows = np.full(len(results[f"{table}/{name}"]), True)
-    for other, value in where.items():
-        rows &= results[f"{table}/{other}"] == value
-    return results[f"{table}/{name}"][rows]
-
 def sharing(results, path):
-    """Half-time by how many contexts share the answer, relative to an answer of its own: the table
-    sharing (system, contexts_sharing, half_time)."""
+    """Half-time by how many contexts share the answer, relative to an answer of its own:
+    sharing/SYSTEM (C,)."""
     systems = "learner", "decoupled", "online", "meta", "bayes"
-    half = np.stack([column(results, "sharing", "half_time", system=name) for name in systems], 1)
-    size = column(results, "sharing", "contexts_sharing", system="meta")
+    half = np.stack([results[f"sharing/{system}"] for system in systems], 1)
+    size = np.arange(len(half)) + 1
     with np.errstate(invalid="ignore"):                     # of a mode that is not reached: no line
         relative = half / half[0]
     panel = dict(x=size, xticks=size, y=relative, title="Is a shared answer learned sooner?",
@@ -210,27 +205,14 @@ def sharing(results, path):
                  labels=[NAMES[system] for system in systems], ylabel="half-time, relative")
     draw_panels([panel], path, height=3.8)
 
-def scaling(results, path):
-    """Time to a mean J of 0.9 by the number of contexts: the table scaling (system, contexts,
-    half_time)."""
-    systems = "learner", "decoupled", "bayes"
-    time = np.stack([column(results, "scaling", "half_time", system=name) for name in systems], 1)
-    contexts = column(results, "scaling", "contexts", system="bayes")
-    panel = dict(x=contexts, xticks=contexts, y=time, title="Time to a mean J of 0.9",
-                 xlabel="contexts", yscale="log", staggered=False,
-                 labels=[NAMES[system] for system in systems], ylabel="steps (Bayes: trials)")
-    draw_panels([panel], path, height=3.8)
-
 def visits(results, path):
-    """Chance of success while unsolved, a line a visit: the table visits (system, visit, solved,
-    chance), and actions ()."""
+    """Chance of success while unsolved, a line a visit: visits/SYSTEM (A - 1, C)."""
     panels = []
     for system in "meta", "online":
-        n_visits = results["actions"] - 1
-        chance = column(results, "visits", "chance", system=system).reshape(n_visits, -1).T
-        solved = np.arange(len(chance))
-        panels.append(dict(x=solved, y=chance, grey=1 / (results["actions"] - np.arange(n_visits)),
-                           labels=[f"visit {n + 1}" for n in range(n_visits)], ylim=(0, 0.75),
+        chance = results[f"visits/{system}"].T
+        solved, visit = np.arange(len(chance)), np.arange(chance.shape[1]) + 1
+        panels.append(dict(x=solved, y=chance, grey=1 / (visit[-1] + 2 - visit),
+                           labels=[f"visit {n}" for n in visit], ylim=(0, 0.75),
                            title=NAMES[system], xlabel="other contexts solved", xticks=solved,
                            ylabel="chance of success", staggered=False))
     draw_panels(panels, path, caption="flat: no interference · grey: exact Bayes", height=3.6)
@@ -245,19 +227,21 @@ def episode(results, path):
     dynamics(panels, results["modes"], path, caption="both on the same data · dots: half-times")
 
 def ood_scales(results, path):
-    """Out of distribution by scale: modes (K,), and the table ood (system, condition, ...)."""
-    n_modes = len(results["modes"])
-    scale = column(results, "ood", "condition", system="meta", mode=1).astype(float)
-    prior, meta, bayes = (column(results, "ood", "value", system=system, mode=1)
-                          for system in ("prior", "meta", "bayes"))
-    kappa = (prior - meta) / (prior - bayes)
+    """Out of distribution by scale: modes (K,), and the table ood."""
+    K, ood = len(results["modes"]), results["ood"]
+    strength, value = {}, {}                                # by system: (scales, K), (scales,)
+    for system in "prior", "meta", "bayes":
+        rows = ood[ood["system"] == system]
+        strength[system] = rows["strength"].reshape(-1, K)
+        value[system] = rows["value"][::K]
+    scale = rows["condition"][::K].astype(float)
+    kappa = (value["prior"] - value["meta"]) / (value["prior"] - value["bayes"])
     axes = dict(x=scale, xscale="log", xlabel="scale (1: as trained)", xticks=scale, grey=[1],
                 ylim=(min(-0.1, kappa.min()), 1.2), ylabel="strength at the last trial")
     panels = []
     for system in "meta", "bayes":
-        strength = column(results, "ood", "strength", system=system).reshape(-1, n_modes)
-        title = f"{NAMES[system]}\n{strength[-1].mean():.2f} at scale {scale[-1]:g}"
-        panels.append(dict(axes, y=strength, labels=results["modes"], title=title))
+        title = f"{NAMES[system]}\n{strength[system][-1].mean():.2f} at scale {scale[-1]:g}"
+        panels.append(dict(axes, y=strength[system], labels=results["modes"], title=title))
     title = f"Captured fraction κ\n{kappa[-1]:.2f} at scale {scale[-1]:g}"
     panels.append(dict(axes, y=kappa[:, None], labels=["κ"], title=title))
     draw_panels(panels, path)
@@ -376,13 +360,11 @@ def nonlinreg(results, summary, folder):
     of_all_families(results, summary, ("learner", "learner_rising"), "learner_by_trial", folder)
     fits(results, folder / "fits")
     animate(draw_fit, [(results, system) for system in THREE], folder / "fits")
-    panels = []
+    ood, panels = results["ood"], []
     for ending, (first, last) in zip(("", "_bandpass"), results["passband"]):
-        meta, bayes = (column(results, "ood", "strength", system=system + ending)
-                       for system in ("meta", "bayes"))
-        frequencies = column(results, "ood", "mode", system="meta")
-        panels.append((f"Trained on frequencies {first} to {last}", "frequency", frequencies, meta,
-                       bayes))
+        meta, bayes = (ood[ood["system"] == system + ending] for system in ("meta", "bayes"))
+        panels.append((f"Trained on frequencies {first} to {last}", "frequency", meta["mode"],
+                       meta["strength"], bayes["strength"]))
     ood_bars(panels, folder / "ood")
 
 def bandit(results, summary, folder):
@@ -391,14 +373,13 @@ def bandit(results, summary, folder):
     of_all_families(results, summary, controls, "online", folder)
     sharing(results, folder / "sharing")
     visits(results, folder / "visits")
-    scaling(results, folder / "scaling")
     contexts = [name.removeprefix("context ") for name in results["modes"]]
     rates = [f"{rate:.0%}" for rate in results["rates"]]
-    panels = []
+    ood, panels = results["ood"], []
     for condition, xlabel, names in (("equal rates", "context", contexts),
                                      ("unequal rates", "how often the context comes", rates)):
-        meta, bayes = (column(results, "ood", "strength", system=system, condition=condition)
-                       for system in ("meta", "bayes"))
+        here = ood[ood["condition"] == condition]
+        meta, bayes = (here["strength"][here["system"] == system] for system in ("meta", "bayes"))
         panels.append((f"Contexts at {condition}", xlabel, names, meta, bayes))
     ood_bars(panels, folder / "ood")
 

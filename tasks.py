@@ -22,14 +22,11 @@ import math
 import torch
 from torch.nn.functional import one_hot
 
-
 # ---------------------------------------------------------------- regression on fixed features
-
 def in_chunks(function, *tensors, size=128):
     """function(*tensors) for `size` episodes at a time, to save memory. (B, ...) to (B, ...)."""
     chunks = zip(*(tensor.split(size) for tensor in tensors))
     return torch.cat([function(*chunk) for chunk in chunks])
-
 
 class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var),   eps_t ~ N(0, noise^2 I).
@@ -87,7 +84,6 @@ class FeatureRegression:
         together = {name: torch.stack([r[name] for r in readings], 1) for name in readings[0]}
         return torch.stack(strengths, 1), together
 
-
 class Prior:
     """The predictor that never learns: the prior mean of every family here, zero."""
 
@@ -98,7 +94,6 @@ class Prior:
     def query(self, x, y, xq):
         """Zeros (B, T + 1, Q, Dy)."""
         return y.new_zeros(len(y), y.shape[1] + 1, len(xq), y.shape[2])
-
 
 class Bayes:
     r"""Exact posterior mean of a FeatureRegression: no predictor has a smaller squared error.
@@ -133,16 +128,6 @@ class Bayes:
             covariances.append(P)
         return torch.stack(means, 1), torch.stack(covariances, 1)
 
-    def batch_posterior(self, x, y):
-        r"""The posterior after all trials, in one solve, for noise > 0: M (B, Dy, F), P (B, F, F).
-
-        P = (Phi^T Phi / noise^2 + I / weight_var)^-1,   M = Y^T Phi P / noise^2.
-        """
-        phi = self.prior.features(x.double())
-        prior_precision = torch.eye(self.prior.n_features).to(phi) / self.prior.weight_var
-        P = torch.linalg.inv(phi.mT @ phi / self.prior.noise ** 2 + prior_precision)
-        return y.double().mT @ phi @ P / self.prior.noise ** 2, P
-
     def predict(self, x, y):
         """Posterior mean of y_t before it is seen: (B, T, Dy)."""
         M, _ = self.posterior(x, y)
@@ -154,9 +139,7 @@ class Bayes:
         M, _ = self.posterior(x, y)
         return (self.prior.features(xq.double()) @ M.mT).to(x)
 
-
 # ---------------------------------------------------------------- linear regression
-
 def singular_modes(W):
     """The modes of linear maps W (..., Dy, Dx): U (..., Dy, K), V (..., Dx, K), s (..., K).
 
@@ -165,7 +148,6 @@ def singular_modes(W):
     """
     U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
     return U, Vh.mT, s
-
 
 def mode_strength(W, U, V, s):
     r"""Strength of each mode of the target in a linear map.
@@ -178,13 +160,11 @@ def mode_strength(W, U, V, s):
     """
     return (U * (W @ V)).sum(-2) / s
 
-
 def off_diagonal(W, U, V, s):
     r"""What the modes do not show: ||U^T W V - diag||_F / ||s||. Shapes as above; returns (...)."""
     A = U.mT @ W @ V
     off = A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
     return torch.linalg.matrix_norm(off) / torch.linalg.vector_norm(s, dim=-1)
-
 
 def linear_probe(f, xq):
     r"""The linear map nearest to a function seen at query points, by least squares.
@@ -197,13 +177,11 @@ def linear_probe(f, xq):
     residual = (f - xq @ W.mT).square().sum((-2, -1))
     return W, residual, f.square().sum((-2, -1))
 
-
 def random_orthogonal(n, dim, generator):
     """n orthogonal matrices (n, dim, dim), Haar-distributed: QR of a Gaussian, with the signs of
     R's diagonal made positive (Mezzadri 2007)."""
     Q, R = torch.linalg.qr(torch.randn(n, dim, dim, generator=generator))
     return Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
-
 
 class LinearRegression(FeatureRegression):
     r"""y = W x + eps,   W_ij ~ N(0, 1 / dim),   x ~ N(0, I),   eps ~ N(0, noise^2 I).
@@ -252,9 +230,7 @@ class LinearRegression(FeatureRegression):
         strength = mode_strength(fitted, U, V, s).movedim(0, 1)
         return strength, dict(r_squared=r_squared, off_diagonal=residue)
 
-
 # ---------------------------------------------------------------- nonlinear regression
-
 def fourier_strength(f, target, frequencies):
     r"""Strength of each frequency of a target in a function, both on a uniform grid of the circle.
 
@@ -270,7 +246,6 @@ def fourier_strength(f, target, frequencies):
     strength = (inside.conj() * inside_hat).real / inside.abs().square()
     energy_outside = F_hat.abs().square().sum(-1) - inside_hat.abs().square().sum(-1)
     return strength, energy_outside / inside.abs().square().sum(-1)
-
 
 class FourierRegression(FeatureRegression):
     r"""y = sum_k a_k cos 2 pi k x + b_k sin 2 pi k x + eps,   a, b ~ N(0, 1 / K),   x ~ U[0, 1).
@@ -318,9 +293,7 @@ class FourierRegression(FeatureRegression):
         strength, outside = fourier_strength(f[..., 0], target, self.frequencies)
         return strength.movedim(0, 1), dict(outside=outside.mean(0))
 
-
 # ---------------------------------------------------------------- contextual bandits
-
 class ContextualBandit:
     r"""In each of C contexts one of A actions, drawn uniformly, is rewarded with 1, the others
     with 0. A task is the vector of correct actions (C,), mode k is context k.
@@ -428,12 +401,10 @@ class ContextualBandit:
         binomial = torch.where(n <= t, log_binomial.exp(), 0)
         return (binomial * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
-
 def shared_answers(correct):
     """In how many contexts of its task a context's correct action is correct: (..., C) to
     (..., C), from 1 (its own alone) to C."""
     return (correct[..., :, None] == correct[..., None, :]).sum(-1)
-
 
 def visit_clock(prior, agent, episodes):
     """Interference, measured directly: the chance of success at a context's own n-th visit while it
@@ -457,12 +428,10 @@ def visit_clock(prior, agent, episodes):
     chance = successes / torch.bincount(cell, minlength=cells)
     return chance.view(prior.actions - 1, prior.contexts)
 
-
 def draw(policy, luck):
     """Actions (B,) from policies (B, A), by inverting their distribution functions at luck (B,)."""
     total = policy.sum(-1, keepdim=True)
     return (policy.cumsum(-1)[:, :-1] <= luck[:, None] * total).sum(-1)
-
 
 class UniformAgent:
     """The agent that never learns: every action alike."""
@@ -478,7 +447,6 @@ class UniformAgent:
     def observe(self, context, action, reward):
         """Learns nothing."""
 
-
 class BayesAgent(UniformAgent):
     """The Bayes-optimal policy: in each context uniform over the actions that can be correct."""
 
@@ -488,7 +456,6 @@ class BayesAgent(UniformAgent):
         tried = one_hot(action, self.possible.shape[-1]).float()
         left = self.possible[episode, context] * (1 - tried)
         self.possible[episode, context] = torch.where(reward[:, None] > 0, tried, left)
-
 
 class OrderedBayesAgent(BayesAgent):
     """As optimal as BayesAgent, but it tries possible actions in the order of their names."""

@@ -124,8 +124,10 @@ def test_the_sequential_posterior_is_the_batch_posterior(prior):
     x, y = drawn(prior)
     means, covariances = tasks.Bayes(prior).posterior(x, y)
     assert means.shape == (64, prior.trials + 1, prior.outputs, prior.n_features)
-    after = means[:, -1], covariances[:, -1]
-    assert_close(after, tasks.Bayes(prior).batch_posterior(x, y), atol=1e-10, rtol=0)
+    phi, identity = prior.features(x.double()), torch.eye(prior.n_features).double()
+    P = torch.linalg.inv(phi.mT @ phi / prior.noise ** 2 + identity / prior.weight_var)
+    M = y.double().mT @ phi @ P / prior.noise ** 2
+    assert_close((means[:, -1], covariances[:, -1]), (M, P), atol=1e-10, rtol=0)
 
 def test_the_posterior_of_a_band_limited_function_is_that_of_a_gaussian_process():
     prior = tasks.FourierRegression([2, 3, 5])
@@ -193,7 +195,7 @@ def test_the_gradient_of_the_outer_loop_is_that_of_finite_differences(core):
 @CORES
 @pytest.mark.parametrize("name", ["muon", "adam"])
 def test_every_parameter_is_in_exactly_one_optimizer(core, name):
-    model = small_meta(PRIORS[0], core=core, encoder=2, decoder=2)
+    model = small_meta(PRIORS[0], core=core, encoder=2)
     optimizers = meta.make_optimizers(model, name, 0.1, 0.1)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
@@ -415,10 +417,10 @@ def test_bayes_that_breaks_ties_by_name_is_staggered_only_where_names_are_kept()
     assert seen[1]["staggering"] > 3 and seen[1]["order"] > 0.4
 
 def test_a_shared_bias_staggers_in_the_order_of_the_task_and_own_biases_do_not():
-    correct = tasks.ContextualBandit().evaluation_tasks(8, seeded())
-    config = metadyn.Bandit(learner_starts=16)
+    prior, config = tasks.ContextualBandit(), metadyn.Bandit(learner_starts=16)
+    correct = prior.evaluation_tasks(8, seeded())
     shared, own = (learners.describe(strength, steps) for steps, strength in (
-        metadyn.bandit_learner(config, correct, 0.1, 1000, shared) for shared in (True, False)))
+        metadyn.bandit_learner(config, prior, correct, 0.1, 1000, shared) for shared in (True, False)))
     assert shared["staggering"] > 1.7 and shared["order"] > 0.4
     assert own["staggering"] < 1.2 and abs(own["order"]) < 0.1
 
@@ -453,8 +455,8 @@ def test_the_online_learner_steps_on_average_along_the_exact_gradient_which_is_a
 def test_the_policy_gradient_is_that_of_the_rewards_with_the_states_as_they_come():
     prior = tasks.ContextualBandit(2, 2, 2)
     prior.sample = lambda n, generator: torch.tensor([[0, 1]]).expand(n, 2)         # one task
-    agent = meta.MetaAgent(prior, 4, 1, seeded(1))
-    agent.load_state_dict({name: 4 * p for name, p in agent.state_dict().items()})
+    agent = meta.MetaAgent(prior, 16, 1, seeded(1))
+    agent.load_state_dict({name: 2 * p for name, p in agent.state_dict().items()})
     agent.head.bias.data[-1] = 0.5                        # a baseline, which must not bias
     # all that can have happened: contexts of trials 0 and 1, which name their answers, an action
     first, second, action = torch.cartesian_prod(*[torch.arange(2)] * 3).T
@@ -469,7 +471,7 @@ def test_the_policy_gradient_is_that_of_the_rewards_with_the_states_as_they_come
     losses = (meta.policy_gradient_loss(agent, prior, 64, 0.0, seeded(i))[0] for i in range(300))
     found = torch.stack([torch.autograd.grad(loss, agent.head.weight)[0][:2] for loss in losses])
     assert exact.abs().max() > 20 * standard_error(found).max()
-    assert ((found.mean(0) - exact).abs() < 4 * standard_error(found)).all()
+    assert ((found.mean(0) - exact).abs() <= 4 * standard_error(found)).all()
 
 def short_outer_loop(prior, model, steps, folder):
     """A Meta-Learner, trained for a few seconds."""
@@ -483,7 +485,7 @@ def test_the_papers_claim_a_meta_learner_is_less_staggered_and_ordered_than_a_le
     steps, strength = metadyn.linear_learner(metadyn.Linreg(), W, "random", "sgd", 0.01, 2000, 4)
     learner = learners.describe(strength, steps)
     assert learner["staggering"] > 2 and learner["order"] > 0.9
-    model = short_outer_loop(prior, small_meta(prior, 32, 1, decoder=1), 500, tmp_path)
+    model = short_outer_loop(prior, small_meta(prior, 32, 1), 500, tmp_path)
     episodes = prior.evaluation_episodes(W, 300, seeded(1))
     for predictor, largest, most in (model, 1.5, 0.2), (tasks.Bayes(prior), 1.15, 0.05):
         strength, _ = prior.inner_loop(predictor, *episodes)
@@ -494,7 +496,7 @@ def test_the_papers_claim_a_meta_learner_is_less_staggered_and_ordered_than_a_le
 
 def test_an_agent_captures_half_after_a_short_outer_loop_and_does_not_beat_bayes(tmp_path):
     prior = tasks.ContextualBandit(2, 3, 12)
-    agent = meta.MetaAgent(prior, 32, 1, seeded(1), decoder=1)
+    agent = meta.MetaAgent(prior, 32, 1, seeded(1))
     kappa, beaten = against_bayes(prior, short_outer_loop(prior, agent, 250, tmp_path))
     assert kappa > 0.5 and beaten < 4
 
@@ -521,8 +523,8 @@ CLOCK = dict(clock_tasks=2, clock_episodes=2, clock_steps=10)
 TINY = dict(
     linreg=SMALL | CLOCK | dict(dim=2, singular_values=[1.4, 0.5], trials=6, scales=[1.0, 4.0]),
     nonlinreg=SMALL | CLOCK | dict(frequencies=2, trials=6, bandpass_steps=60, learner_hidden=8,
-                                   learner_layers=2, learner_grid=16),
-    bandit=SMALL | dict(contexts=3, actions=3, trials=8, scaling=[2]))
+                                   learner_layers=2),
+    bandit=SMALL | dict(contexts=3, actions=3, trials=8))
 
 def command(family, **changed):
     """The words of a tiny run, with some settings changed; a flag is an empty list."""
@@ -652,8 +654,8 @@ def test_control_c_says_how_to_go_on_and_n_and_n_outer_steps_are_2n(
     ("linreg --singular-values 1 2", "--singular-values: 2 given, allowed: as many as --dim, 5"),
     ("linreg --outer-optimizer sgd", "--outer-optimizer: sgd given, allowed: muon, adam"),
     ("linreg --core attention --hidden 6", "--hidden: 6 given"),
-    ("nonlinreg --learner-grid 10", "--learner-grid: 10 given, allowed: more than twice"),
-    ("bandit --context-rates 1 1", "--context-rates: 2 given, allowed: as many as --contexts, 5"),
+    ("nonlinreg --noise nan", "--noise: nan given, allowed: at least 0 and finite"),
+    ("bandit --actions many", "--actions: invalid int value: 'many'"),
     ("all --seeds 0", "--seeds: 0 given"),
     ("linreg --out /dev/null/run", "--out: /dev/null/run given"),
     pytest.param("linreg --device cuda", "--device: cuda given, allowed: on this machine ",
@@ -670,7 +672,7 @@ def test_files_damaged_or_of_another_run_stay_unless_fresh(file, runs, tmp_path,
     folder = shutil.copytree(runs["linreg"], tmp_path / "run")
     noise, words = 0.2, "noise 0.1 there, 0.2 here"
     if file:
-        noise, words = 0.1, f"{file}, which cannot be read"
+        noise, words = 0.1, f"{file} cannot be read"
         (folder / file).write_bytes((folder / file).read_bytes()[:-20])
     if file == "checkpoint.pt":
         (folder / "results.npz").unlink()
@@ -707,23 +709,25 @@ def test_all_families_and_seeds_make_one_overview_and_are_run_but_once(
         low, high = sorted(json.loads((folder / "summary.json").read_text())["captured"]
                            for folder in folders)
         assert low < high                                 # another seed, another number
-        assert f"{family},meta,captured,{(low + high) / 2},{low},{high}\n" in overview
+        assert f"{family},meta,captured,{(low + high) / 2},{low},{high}," in overview
     monkeypatch.setattr(metadyn, "outer_loop", None)      # nothing is trained again
     assert metadyn.main(words) == 0 and (tmp_path / "overview.csv").read_text() == overview
 
-def test_settings_from_python_are_those_of_the_command_line():
+def test_settings_from_python_are_those_of_the_command_line(tmp_path):
     settings = dict(dim=2, singular_values=(np.float64(0.5), 1.4), noise=np.float64(0.2))
-    config = metadyn.configure("linreg", False, settings)
-    assert config.singular_values == [1.4, 0.5] and type(config.noise) is float
-    for wrong in dict(noise="much"), dict(trials=2.5):
-        with pytest.raises(metadyn.Mistake, match="--" + next(iter(wrong))):
-            metadyn.configure("linreg", False, wrong)
+    config, _ = metadyn.prepare("linreg", tmp_path, False, False, settings)
+    assert config.singular_values == [1.4, 0.5]
+    words = "--dim 2 --singular-values 1.4 0.5 --noise 0.2".split()
+    given = vars(metadyn.make_parser().parse_args(["linreg", *words, "--out", str(tmp_path)]))
+    assert list(metadyn.plan(**given)) == ["linreg"]      # the same folder, the same settings
+    with pytest.raises(metadyn.Mistake, match="--noise"):
+        metadyn.run("linreg", noise=-1.0)
 
 @pytest.mark.parametrize("family, settings", [
     ("linreg", dict(dim=1, singular_values=[2.0], trials=2, core="attention", noise=0.0)),
     ("nonlinreg", dict(frequencies=3, trials=2, clock_episodes=9)),
     ("bandit", dict(contexts=1, core="attention", outer_optimizer="adam")),
-    ("bandit", dict(context_rates=[1.0, 0.0, 2.0], actions=2))])
+    ("bandit", dict(actions=2))])
 def test_other_settings_are_carried_out(family, settings, tmp_path):
     results = metadyn.run(family, out=tmp_path, **TINY[family] | settings)
     modes = settings.get("dim") or settings.get("frequencies") or settings.get("contexts", 3)
