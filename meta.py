@@ -265,7 +265,8 @@ def make_optimizers(model, name, muon_lr, adam_lr):
     decoder = [p for p in model.decoder.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in core + decoder)]
     gates = 4 if isinstance(model.core, nn.LSTM) else 1
-    muon = learners.Muon([dict(params=core, stacked=gates), dict(params=decoder)], muon_lr)
+    matrices = [dict(params=core, stacked=gates), dict(params=decoder)]
+    muon = learners.Muon(matrices, muon_lr, iterations=3)         # more are not better, only dearer
     return [torch.optim.Adam(rest, lr=adam_lr), muon]
 
 def learning_rate_factor(step, steps, warmup=0.02):

@@ -54,7 +54,7 @@ class Config:
     layers: int = option(2, "layers of the core", 1)
     encoder: int = option(0, "ReLU layers before the core")
     batch: int = option(128, "episodes in an outer step", 1)
-    outer_steps: int = option(4200, "updates of the Meta-Learner's weights", 1)
+    outer_steps: int = option(4000, "updates of the Meta-Learner's weights", 1)
     outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=["muon", "adam"])
     muon_lr: float = option(0.05, "peak learning rate of Muon, on the core's matrices", TINY)
     adam_lr: float = option(0.02, "peak learning rate of Adam, on the rest or on all", TINY)
@@ -87,16 +87,17 @@ class Nonlinreg(Config):
     encoder: int = option(1, "ReLU layers before the core")
     muon_lr: float = option(0.08, "peak learning rate of Muon, on the core's matrices", TINY)
     outer_steps: int = option(3000, "updates of the Meta-Learner's weights", 1)
-    bandpass_steps: int = option(900, "updates of the second one's, of the upper half band", 1)
+    bandpass_steps: int = option(300, "further ones with the upper half of the band alone", 1)
+    eval_episodes: int = option(512, "episodes of each evaluation task", 2)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
-    learner_lr: float = option(1e-3, "the Learner's learning rate (Adam)", TINY)
-    learner_steps: int = option(1000, "the Learner's gradient steps", 1)
-    learner_hidden: int = option(128, "units in each of the Learner's layers", 1)
+    learner_lr: float = option(3e-3, "the Learner's learning rate (Adam)", TINY)
+    learner_steps: int = option(800, "the Learner's gradient steps", 1)
+    learner_hidden: int = option(64, "units in each of the Learner's layers", 1)
     learner_layers: int = option(4, "the Learner's hidden layers", 1)
-    learner_starts: int = option(4, "random starts of each task", 1)
-    clock_tasks: int = option(4, "tasks of the Learner whose clock is trials", 1)
+    learner_starts: int = option(8, "random starts of each task", 1)
+    clock_tasks: int = option(8, "tasks of the Learner whose clock is trials", 1)
     clock_episodes: int = option(4, "episodes of each of them", 2)
-    clock_steps: int = option(600, "its gradient steps for each number of trials", 1)
+    clock_steps: int = option(800, "its gradient steps for each number of trials", 1)
 
 @dataclass
 class Bandit(Config):
@@ -106,22 +107,22 @@ class Bandit(Config):
     trials: int = option(60, "trials in an episode", 2)
     hidden: int = option(96, "units of the Meta-Learner's core", 1)
     layers: int = option(1, "layers of the core", 1)
-    muon_lr: float = option(0.1, "peak learning rate of Muon, on the core's matrices", TINY)
-    adam_lr: float = option(0.03, "peak learning rate of Adam", TINY)
-    outer_steps: int = option(900, "updates of the Meta-Learner's weights", 1)
+    batch: int = option(256, "episodes in an outer step", 1)
+    outer_steps: int = option(700, "updates of the Meta-Learner's weights", 1)
     entropy: float = option(0.02, "weight of the entropy bonus at first, falling to zero")
     learner_lr: float = option(0.5, "the Learner's step size", TINY)
     learner_steps: int = option(2000, "the Learner's gradient steps, and trials online", 2)
     learner_starts: int = option(64, "random starts of each task", 1)
     learner_sd: float = option(0.1, "standard deviation of the first logits (near-uniform)")
 
+ATTENTION = dict(muon_lr=0.02, adam_lr=0.003)             # where --core attention differs
+ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
 QUICK = dict(                                             # where --quick differs
     linreg=dict(dim=2, singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),
     nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
-                   bandpass_steps=300, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
-                   learner_steps=400, learner_lr=0.002, learner_starts=2, learner_hidden=64,
-                   clock_steps=300),
+                   bandpass_steps=100, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
+                   learner_steps=400, learner_starts=2, clock_steps=300),
     bandit=dict(contexts=4, actions=4, trials=32, hidden=64, outer_steps=600, learner_steps=800,
                 learner_starts=32),
 )
@@ -193,7 +194,7 @@ def nonlinreg(config, folder):
 
     def task_distribution(band):
         """The prior on a band of frequencies."""
-        return tasks.FourierRegression(band, config.noise, config.trials, 2 * above[-1] + 4)
+        return tasks.FourierRegression(band, config.noise, config.trials)
 
     def evaluation_tasks(prior):
         """Tasks with every frequency at the amplitude that the prior expects, and random phases."""
@@ -212,12 +213,14 @@ def nonlinreg(config, folder):
     results.add("learner_rising", *relu_learner(config, prior, W * rising.repeat(2), circle)[:2])
     results.lap("learners")
 
-    # the outer loop of a Meta-Learner, and of a second one for the upper half of the band alone
+    # the Meta-Learner's outer loop; then a second one goes on from its weights with the upper half
+    # of the band alone (from new weights it would take as long again)
     model, bandpass_model = new_meta_learner(config, prior), new_meta_learner(config, bandpass)
     predictors = dict(prior=tasks.Prior(), meta=model, bayes=tasks.Bayes(prior))
     outer_loop(config, prior, W, predictors, results, folder / "checkpoint.pt")
-    slower = replace(config, outer_steps=config.bandpass_steps, muon_lr=0.03, adam_lr=0.01)
-    train(slower, bandpass, bandpass_model, folder / "checkpoint_bandpass.pt")
+    bandpass_model.load_state_dict(model.state_dict())
+    shorter = replace(config, outer_steps=config.bandpass_steps)
+    train(shorter, bandpass, bandpass_model, folder / "checkpoint_bandpass.pt")
     results.lap("outer_loop")
 
     # what Meta-Learner and Bayes learn within the same episodes
@@ -510,12 +513,17 @@ def summarise(results):
         systems[system] = learners.describe(strength, time)
     losses = results.tensors("performance/prior", "performance/meta", "performance/bayes")
     captured, *captured_ci = learners.captured_fraction(*(each.mean(1) for each in losses))
+    _, meta_above, bayes_above = (each[:, -1].mean() - results["limit"] for each in losses)
     both = results.tensors("meta/strength", "bayes/strength", "meta/time")
-    outer = results.tensors("outer_loop/strength", "outer_loop/step")
+    strength, step = results.tensors("outer_loop/strength", "outer_loop/step")
+    outer_loop = learners.describe(strength, step)
+    if "outer_loop/equal" in results:
+        equal, = results.tensors("outer_loop/equal")
+        outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
     more = {name: results.under(name) for name in ("probe", "sharing", "visits", "seconds")}
     return dict(systems=systems, captured=captured, captured_ci=captured_ci,
-                follows_bayes=learners.follows(*both).tolist(),
-                outer_loop=learners.describe(*outer), **more)
+                last_excess=(meta_above / bayes_above).item(),
+                follows_bayes=learners.follows(*both).tolist(), outer_loop=outer_loop, **more)
 
 def shown(value):
     """A number as a person reads it; "-" where it is undefined or a mode is not reached."""
@@ -545,14 +553,25 @@ def printed(summary):
 
 def numbers(summary):
     """The numbers by which runs are compared, by (system, measure)."""
-    found = {("meta", "captured"): summary["captured"]}
-    for system, row in dict(summary["systems"], outer_loop=summary["outer_loop"]).items():
+    found = {}
+    systems = dict(summary["systems"], outer_loop=summary["outer_loop"])
+    for system, row in systems.items():
         for measure in "staggering", "within", "order":
             found[system, measure] = row[measure]
-        for k, value in enumerate(row["half_times"], 1):
-            found[system, f"half_time_{k}"] = value
-    for k, value in enumerate(summary["follows_bayes"], 1):
-        found["meta", f"follows_bayes_{k}"] = value
+    found["meta", "captured"] = summary["captured"]
+    found["meta", "last_excess"] = summary["last_excess"]
+    lists = {("meta", "follows_bayes"): summary["follows_bayes"]}
+    for system, row in systems.items():
+        lists[system, "half_time"] = row["half_times"]
+    lists["control", "half_time"] = summary["outer_loop"].get("equal_half_times", [])
+    for system, half_times in summary["sharing"].items():
+        lists[system, "half_time_if_shared_by"] = half_times
+    for system, chances in summary["visits"].items():
+        for visit, by_solved in enumerate(chances, 1):
+            lists[system, f"success_at_visit_{visit}_with_others_solved"] = by_solved
+    for (system, measure), values in lists.items():
+        for k, value in enumerate(values, 1):
+            found[system, f"{measure}_{k}"] = value
     return found
 
 def compare(runs, folder):
@@ -692,10 +711,16 @@ def carry_out(family, config, folder):
     return results
 
 def configure(family, quick, settings):
-    """A family's config: its defaults, those of --quick, the settings given. Raises Mistake."""
+    """A family's config: its defaults, those of a choice like --quick, the settings given. Raises
+    Mistake."""
     if family not in FAMILIES:
         raise Mistake("FAMILY", family, ", ".join(FAMILIES))
-    config = FAMILIES[family][0](**(QUICK[family] if quick else {}) | settings)
+    defaults = dict(QUICK[family] if quick else {})
+    if settings.get("core") == "attention":
+        defaults.update(ATTENTION)
+    if settings.get("outer_optimizer") == "adam":
+        defaults.update(ADAM)
+    config = FAMILIES[family][0](**defaults | settings)
     for setting in fields(config):
         check(setting, getattr(config, setting.name))
     config.device = resolve_device(config.device)

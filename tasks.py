@@ -211,10 +211,10 @@ class LinearRegression(FeatureRegression):
         return U * s @ V.mT
 
     def queries(self, generator):
-        """4 dim query points, half of them the others' negatives, so that an intercept cannot
-        pass for a slope. A random odd function would still seem linear to a half (dim parameters
-        for 2 dim points), a linear one wholly."""
-        half = torch.randn(2 * self.input_size, self.input_size, generator=generator)
+        """2 (dim + 2) query points, half of them the others' negatives, so that an intercept cannot
+        pass for a slope. A random odd function would still seem linear to dim / (dim + 2), a linear
+        one wholly."""
+        half = torch.randn(self.input_size + 2, self.input_size, generator=generator)
         return torch.cat([half, -half])
 
     def read_modes(self, f, xq, W):
@@ -255,9 +255,10 @@ class FourierRegression(FeatureRegression):
     k(x, x') = 1/K sum_k cos 2 pi k (x - x'). All of it our choice.
     """
 
-    def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, grid=24):
+    def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, grid=None):
         self.frequencies = torch.as_tensor(frequencies)
-        self.noise, self.trials, self.grid = noise, trials, grid
+        self.noise, self.trials = noise, trials
+        self.grid = grid or 2 * max(frequencies) + 6      # enough to see a little beyond the band
         self.outputs = self.input_size = 1
         self.n_features = 2 * len(self.frequencies)
         self.weight_var = 1 / len(self.frequencies)

@@ -1,5 +1,6 @@
 """What metadyn promises: analytic truth, metamorphic relations, seeded statistics (bounds are four
 standard errors), negative controls, and plumbing last: python -m pytest"""
+import csv
 import json
 import math
 import os
@@ -104,6 +105,15 @@ def test_white_inputs_are_the_identity_and_few_inputs_are_fitted_by_the_map_of_l
     Y = torch.diag(S) @ X
     _, maps = learners.linear_network(Y, 0.04, 3000, generator=seeded(), inputs=X, **small)
     assert_close(maps[-1], Y @ torch.linalg.pinv(X), atol=1e-3, rtol=0)
+
+def test_a_learner_on_t_trials_ends_where_least_squares_on_these_trials_does():
+    prior, trials = tasks.LinearRegression(3, trials=9), torch.tensor([0, 2, 9])
+    x, y = drawn(prior, 6)
+    x, y = x[:, None].double(), y[:, None].double()       # (N, E, T, D)
+    _, maps = learners.linear_network_by_trial(x, y, trials, 4000, 1e-6, seeded())
+    for found, t in zip(maps[-1], trials):
+        expected = (torch.linalg.pinv(x[:, :, :t]) @ y[:, :, :t]).mT
+        assert_close(found, expected, atol=0.02, rtol=0)
 
 def test_two_contexts_and_two_actions_interfere_as_derived_with_a_cosine_of_minus_one_half():
     logits = torch.randn(50, 2, 2, generator=seeded(), dtype=torch.float64)
@@ -744,16 +754,32 @@ def test_a_quick_run_shows_the_claim(family, tmp_path):
     assert summary["captured"] > 0.8
     assert learned < 1.35 and learned < 0.6 * learner
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text("utf-8"), re.DOTALL)
+@pytest.mark.parametrize("module", ["tasks", "learners", "plots"])
+def test_a_leaf_module_is_imported_alone_from_an_empty_folder(module, tmp_path):
+    shutil.copy(HERE / f"{module}.py", tmp_path)
+    environment = os.environ | {"PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, env=environment,
+                   check=True)
 
-@pytest.mark.parametrize("code", ["import tasks", "import learners", "import plots", *EXAMPLES])
-def test_leaf_modules_work_alone_and_examples_of_the_readme_print_what_they_promise(code, tmp_path):
-    needed = "tasks learners plots meta metadyn" if "metadyn" in code else code
-    for module in re.findall(r"\b(tasks|learners|plots|meta|metadyn)\b", needed):
-        shutil.copy(HERE / f"{module}.py", tmp_path)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                          encoding="utf-8", env=os.environ | {"PYTHONPATH": ""})
-    assert done.returncode == 0, done.stderr
-    for promised in re.findall(r"print\(.*# (\d+\.?\d*)", code)[-1:]:
-        printed = re.findall(r"\d+\.?\d*", done.stdout)[-1]
-        assert float(printed) == pytest.approx(float(promised), rel=0.15)
+README = (HERE / "README.md").read_text("utf-8")
+EXERCISES = re.findall(r"```python\n([^`]*)```\n\n<details><summary>Answer</summary>\n\n"
+                       r"The last number is `([\d.]+)`", README)
+EXAMPLES = re.findall(r"```python\n([^`]*print\([^`]*# ([\d.]+)\n)```", README)
+
+@pytest.mark.parametrize("code, promised", EXERCISES + EXAMPLES)
+def test_code_of_the_readme_runs_as_printed(code, promised, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "example"})
+    printed = re.findall(r"\d+\.\d+", capsys.readouterr().out)[-1]
+    assert float(printed) == pytest.approx(float(promised), rel=0.1)
+
+def test_the_readme_has_eight_exercises_and_its_intervals_are_those_of_the_overview():
+    assert len(EXERCISES) == 8 and len(EXAMPLES) >= 3
+    _, *rows = csv.reader((HERE / "figures" / "overview.csv").open(encoding="utf-8"))
+    known = set()
+    for _, _, _, *values in rows:
+        median, low, high = (metadyn.shown(float(value)) for value in values[:3])
+        known.add(f"{median} [{low}, {high}]")
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    intervals = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", prose)
+    assert len(intervals) > 20 and set(intervals) <= known
