@@ -266,7 +266,7 @@ def make_optimizers(model, name, muon_lr, adam_lr):
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in core + decoder)]
     gates = 4 if isinstance(model.core, nn.LSTM) else 1
     matrices = [dict(params=core, stacked=gates), dict(params=decoder)]
-    muon = learners.Muon(matrices, muon_lr, iterations=3)         # more are not better, only dearer
+    muon = learners.Muon(matrices, muon_lr, iterations=3)         # as good as five, and cheaper
     return [torch.optim.Adam(rest, lr=adam_lr), muon]
 
 def learning_rate_factor(step, steps, warmup=0.02):

@@ -88,7 +88,6 @@ class Nonlinreg(Config):
     muon_lr: float = option(0.08, "peak learning rate of Muon, on the core's matrices", TINY)
     outer_steps: int = option(3000, "updates of the Meta-Learner's weights", 1)
     bandpass_steps: int = option(300, "further ones with the upper half of the band alone", 1)
-    eval_episodes: int = option(512, "episodes of each evaluation task", 2)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
     learner_lr: float = option(3e-3, "the Learner's learning rate (Adam)", TINY)
     learner_steps: int = option(800, "the Learner's gradient steps", 1)
@@ -455,7 +454,7 @@ def outer_loop(config, prior, targets, predictors, results, path, controls=None)
     fresh = fresh_episodes(config, prior)
     bounds = [prior.score(predictors[system], *fresh).mean() for system in ("prior", "bayes")]
     some = [part[:256] for part in fresh]
-    few = max(1, config.eval_episodes // 128)
+    few = min(4, config.eval_episodes)
     episodes = prior.evaluation_episodes(targets, few, stream(config, "snapshots"))
     trials = torch.arange(config.trials + 1.0)
 
@@ -493,7 +492,7 @@ OOD = "system,condition,mode,strength,value"              # columns of ood.csv
 def out_of_distribution(config, condition, prior, targets, predictors, first_mode=1):
     """What each predictor has learned of targets that come from another prior at the last trial,
     and its mean loss, or reward, on them: rows of ood.csv."""
-    few = max(1, config.eval_episodes // 64)
+    few = min(16, config.eval_episodes)
     episodes = prior.evaluation_episodes(targets, few, stream(config, "ood"))
     fresh = prior.episodes(targets.repeat_interleave(few, 0), stream(config, "ood"))
     rows = []
@@ -530,7 +529,7 @@ def shown(value):
     if not math.isfinite(value):
         return "-"
     digits = 2 if abs(value) < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f}"
+    return f"{round(value, digits) + 0:.{digits}f}"       # + 0: never -0.00
 
 def printed(summary):
     """A summary as a table to print."""

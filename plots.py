@@ -28,8 +28,8 @@ NAMES = dict(
     decoupled_spread="Own biases, spread out", bayes_ordered="Bayes, ties by name",
     bayes="Bayes-optimal", meta="Meta-Learner", prior="No learning",
     learner_theory="Learner, closed form", shallow_theory="One layer, closed form",
-    muon_theory="Muon, closed form", bayes_theory="Bayes, closed form", linreg="linear regression", nonlinreg="nonlinear regression",
-    bandit="contextual bandit")
+    muon_theory="Muon, closed form", bayes_theory="Bayes, closed form",
+    linreg="linear regression", nonlinreg="nonlinear regression", bandit="contextual bandit")
 
 def mode_colours(n):
     """n colours, evenly spaced on viridis without its palest end, strongest darkest: (n, 4)."""

@@ -75,10 +75,13 @@ class FeatureRegression:
         """What a predictor has learned of each task before each trial and after the last, in
         episodes as from `evaluation_episodes`. Returns strengths (T + 1, N, E, K) and the probe's
         other readings by name, (T + 1, N) each."""
+        def answers(x, y):
+            """Of a chunk of the episodes."""
+            return predictor.query(x, y, xq).cpu()
+        f = in_chunks(answers, x.flatten(0, 1), y.flatten(0, 1)).unflatten(0, x.shape[:2])
         strengths, readings = [], []
-        for w, x_w, y_w in zip(W, x, y):          # task by task: each asks for E (T + 1) Q answers
-            f = in_chunks(lambda x, y: predictor.query(x, y, xq).cpu(), x_w, y_w)
-            strength, reading = self.read_modes(f, xq, w)
+        for w, f_w in zip(W, f):
+            strength, reading = self.read_modes(f_w, xq, w)
             strengths.append(strength)
             readings.append(reading)
         together = {name: torch.stack([r[name] for r in readings], 1) for name in readings[0]}

@@ -429,8 +429,9 @@ def test_bayes_that_breaks_ties_by_name_is_staggered_only_where_names_are_kept()
 def test_a_shared_bias_staggers_in_the_order_of_the_task_and_own_biases_do_not():
     prior, config = tasks.ContextualBandit(), metadyn.Bandit(learner_starts=16)
     correct = prior.evaluation_tasks(8, seeded())
-    shared, own = (learners.describe(strength, steps) for steps, strength in (
-        metadyn.bandit_learner(config, prior, correct, 0.1, 1000, shared) for shared in (True, False)))
+    shared, own = (metadyn.bandit_learner(config, prior, correct, 0.1, 1000, shared)
+                   for shared in (True, False))
+    shared, own = (learners.describe(strength, steps) for steps, strength in (shared, own))
     assert shared["staggering"] > 1.7 and shared["order"] > 0.4
     assert own["staggering"] < 1.2 and abs(own["order"]) < 0.1
 
@@ -781,5 +782,5 @@ def test_the_readme_has_eight_exercises_and_its_intervals_are_those_of_the_overv
         median, low, high = (metadyn.shown(float(value)) for value in values[:3])
         known.add(f"{median} [{low}, {high}]")
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    intervals = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", prose)
+    intervals = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", prose)
     assert len(intervals) > 20 and set(intervals) <= known
