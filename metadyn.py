@@ -122,8 +122,8 @@ QUICK = dict(                                             # where --quick differ
     nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
                    bandpass_steps=100, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
                    learner_steps=400, learner_starts=2, clock_steps=300),
-    bandit=dict(contexts=4, actions=4, trials=32, hidden=64, outer_steps=600, learner_steps=800,
-                learner_starts=32),
+    bandit=dict(contexts=4, actions=4, trials=32, hidden=64, batch=128, outer_steps=450,
+                muon_lr=0.1, adam_lr=0.03, learner_steps=800, learner_starts=32),
 )
 
 # ---------------------------------------------------------------- the three experiments
@@ -520,9 +520,15 @@ def summarise(results):
     if "outer_loop/equal" in results:
         equal, = results.tensors("outer_loop/equal")
         outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
+    value = {(row["system"], row["condition"]): float(row["value"]) for row in results["ood"]}
+    ood_captured = {}                                     # says little where Bayes gains nothing
+    for condition in dict.fromkeys(results["ood"]["condition"].tolist()):
+        never, learned, bayes = (value[system, condition] for system in ("prior", "meta", "bayes"))
+        gain = never - bayes
+        ood_captured[condition] = (never - learned) / gain if gain else math.nan
     more = {name: results.under(name) for name in ("probe", "sharing", "visits", "seconds")}
     return dict(systems=systems, captured=captured, captured_ci=captured_ci,
-                last_excess=(meta_above / bayes_above).item(),
+                last_excess=(meta_above / bayes_above).item(), ood_captured=ood_captured,
                 follows_bayes=learners.follows(*both).tolist(), outer_loop=outer_loop, **more)
 
 def shown(value):
@@ -560,6 +566,8 @@ def numbers(summary):
             found[system, measure] = row[measure]
     found["meta", "captured"] = summary["captured"]
     found["meta", "last_excess"] = summary["last_excess"]
+    for condition, captured in summary["ood_captured"].items():
+        found["meta", f"captured of {condition}"] = captured
     lists = {("meta", "follows_bayes"): summary["follows_bayes"]}
     for system, row in systems.items():
         lists[system, "half_time"] = row["half_times"]

@@ -123,7 +123,9 @@ def draw_modes(ax, x, y, labels, stderr=None, theory=None, halves=False, stagger
             ax.plot(half[k], 0.5, "o", color=colour, mec=INK, ms=10, zorder=6)
     if theory is not None:
         ax.plot(x[shown], theory[shown], color="black", lw=1.2, ls=(0, (4, 3)), zorder=4)
-    ax.text(0.5, 0.93, note, transform=ax.transAxes, ha="center", va="center", fontsize=12)
+    if note:
+        ax.text(0.5, 0.93, note, transform=ax.transAxes, ha="center", va="center", fontsize=12,
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1), zorder=7)
     ax.set(**axes)
     if axes.get("xscale") == "log":
         ax.xaxis.set_major_formatter("{x:g}")
