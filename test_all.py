@@ -184,7 +184,7 @@ def test_the_linear_probe_finds_a_map_and_says_what_is_not_linear():
     assert_close(residual, total)
 
 def test_parseval_and_the_strength_of_a_function_in_itself_and_in_a_shifted_copy():
-    prior = tasks.FourierRegression([1, 4, 6])
+    prior = tasks.FourierRegression([1, 4, 6], grid=32)
     W, x = prior.sample(5, seeded()).double(), prior.queries().double()
     f, shifted = ((prior.features(z) @ W.mT)[..., 0] for z in (x, x - 0.1))
     assert_close(f.square().mean(-1), W.square().sum((-2, -1)) / 2)
