@@ -89,15 +89,9 @@ def initial_layers(target, inputs, start, scale, generator):
     if start == "aligned":
         U, _, Vh = torch.linalg.svd(target, full_matrices=False)
         return [scale ** 0.5 * Vh, scale ** 0.5 * U]
-
-    def normal(rows, sd):
-        """Matrices (..., rows, n_in) with entries N(0, sd^2)."""
-        shape = *target.shape[:-2], rows, n_in
-        return sd * torch.randn(shape, generator=generator, dtype=target.dtype)
-
-    if start == "random":
-        return [normal(n_in, scale ** 0.5), normal(n_out, scale ** 0.5)]
-    return [normal(n_out, scale)]
+    rows, sd = ([n_in, n_out], scale ** 0.5) if start == "random" else ([n_out], scale)
+    return [sd * torch.randn(*target.shape[:-2], n, n_in, generator=generator, dtype=target.dtype)
+            for n in rows]
 
 @torch.enable_grad()
 def linear_network(target, lr, steps, start="aligned", scale=1e-3, optimizer="sgd", every=1,
@@ -217,7 +211,7 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
         return h[..., 0].unflatten(0, ensemble)
 
     weight = torch.full(x.shape, 1 / x.shape[-1]) if weight is None else weight
-    opt = torch.optim.Adam([p for layer in network for p in layer], lr=lr)
+    opt = torch.optim.Adam([p for layer in network for p in layer], lr=lr, fused=True)
     recorded, functions = [], []
     for step in range(steps + 1):
         f = forward(points)
@@ -429,3 +423,44 @@ def describe(strength, time):
         order_ci=order_ci,
         not_reached=half_time(strength, time).isinf().double().mean().item(),
     )
+
+def summarise(results):
+    """The numbers of a run, for summary.json, from its arrays (see metadyn.Results). inf is a mode
+    that is not reached, nan what is undefined."""
+    arrays = {name: torch.from_numpy(array) for name, array in results.items()
+              if array.dtype.kind in "if"}
+    systems, groups = {}, dict(probe={}, sharing={}, visits={}, seconds={})
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        if rest == "time":
+            systems[group] = describe(arrays[f"{group}/strength"], array)
+        elif group in groups:
+            groups[group][rest] = array.tolist()
+    losses = [arrays[f"performance/{system}"] for system in ("prior", "meta", "bayes")]
+    captured, *captured_ci = captured_fraction(*(each.mean(1) for each in losses))
+    _, meta_above, bayes_above = (each[:, -1].mean() - arrays["limit"] for each in losses)
+    step = arrays["outer_loop/step"]
+    outer_loop = describe(arrays["outer_loop/strength"], step)
+    if "outer_loop/equal" in arrays:
+        outer_loop["equal_half_times"] = half_time(arrays["outer_loop/equal"], step).tolist()
+    return dict(
+        systems=systems,
+        captured=captured,
+        captured_ci=captured_ci,
+        last_excess=(meta_above / bayes_above).item(),
+        follows_bayes=follows(arrays["meta/strength"], arrays["bayes/strength"],
+                              arrays["meta/time"]).tolist(),
+        outer_loop=outer_loop,
+        ood_captured=captured_by_condition(results["ood"]),
+        **groups,
+    )
+
+def captured_by_condition(ood):
+    """kappa by condition, of the rows of ood.csv; it says little where Bayes gains little."""
+    value = {(system, condition): x for system, condition, _, _, x in ood.tolist()}
+    captured = {}
+    for _, condition in value:
+        never, learned, bayes = (value[system, condition] for system in ("prior", "meta", "bayes"))
+        gain = never - bayes
+        captured[condition] = (never - learned) / gain if gain else math.nan
+    return captured

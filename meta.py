@@ -11,10 +11,7 @@ References: Rabinowitz 2019, arXiv 1905.01320; Hochreiter et al. 2001 (an LSTM t
 episodes learns to learn). Left out on purpose: second-order gradients, returns with a discount.
 """
 import ctypes
-import io
 import math
-import os
-import shutil
 import sys
 import time
 
@@ -36,6 +33,7 @@ class Network(nn.Module):
     def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm", encoder=0):
         super().__init__()
         with torch.random.fork_rng(devices=()):           # torch draws from its global generator
+            torch.manual_seed(generator.initial_seed())
             self.encoder = relu_layers(inputs, hidden, encoder)
             width = hidden if encoder else inputs
             if core == "lstm":
@@ -45,7 +43,6 @@ class Network(nn.Module):
                 self.core = Attention(hidden, layers, trials)
             self.decoder = relu_layers(hidden, hidden, 1)
             self.head = nn.Linear(hidden, outputs)
-        initialise(self, generator)
 
     def forward(self, inputs, state=None):
         """inputs (B, T, Din), state as in nn.LSTM. Returns outputs (B, T, Dout) and the state after
@@ -92,8 +89,9 @@ class Attention(nn.Module):
     """Causal self-attention with the call of nn.LSTM: core(inputs (B, T, H), state) to outputs
     (B, T, H) and the state. The state is all keys and values so far, (layers, B, t, H) each."""
 
-    def __init__(self, hidden, layers, trials, heads=4):
+    def __init__(self, hidden, layers, trials):
         super().__init__()
+        heads = math.gcd(hidden, 4)
         self.position = nn.Parameter(torch.zeros(1, trials + 1, hidden))
         self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
@@ -145,18 +143,6 @@ def relu_layers(inputs, hidden, n):
         layers.append(nn.Linear(hidden if i else inputs, hidden))
         layers.append(nn.ReLU())
     return layers
-
-def initialise(model, generator):
-    """Draws all weights anew, from our generator, by torch's own laws: U(-1, 1) / sqrt(fan-in)."""
-    for module in model.modules():
-        if isinstance(module, nn.LSTM):
-            bound = module.hidden_size ** -0.5
-        elif isinstance(module, nn.Linear):
-            bound = module.in_features ** -0.5
-        else:
-            continue
-        for p in module.parameters():
-            nn.init.uniform_(p, -bound, bound, generator=generator)
 
 def delayed(y):
     """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""
@@ -286,9 +272,8 @@ def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapsh
     loss(generator, share) -> what to descend and what to report, drawing its episodes from the
     generator, a share of the outer loop being done; settings: a dict, kept in the checkpoint;
     snapshot(model) -> a dict of tensors, taken at some 40 steps; report(step, value) is told of
-    every step.
-    Returns the snapshots, each with its "step". Raises Unreadable; FloatingPointError if a loss or
-    gradient is not finite (the last checkpoint stays); OSError if a checkpoint cannot be written.
+    every step. Returns the snapshots, each with its "step". Raises Unreadable; FloatingPointError
+    if a loss or gradient is not finite (the last checkpoint stays).
     """
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     first, snapshots = 0, []
@@ -320,41 +305,25 @@ def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapsh
             save_checkpoint(path, settings, step + 1, model, optimizers, generator, snapshots)
 
 class Progress:
-    """One line while the outer loop works: in place on a terminal, ten plain lines in a log. The
-    loss, or reward, shown is a running mean.
-
-    prior, bayes: that of the predictor that never learns and of Bayes.
-    """
+    """Says how the outer loop does: in place on a terminal, in ten lines in a log. Its loss, or
+    reward, is a running mean; prior, bayes: that of No learning and of Bayes."""
 
     def __init__(self, steps, prior, bayes):
         self.steps, self.prior, self.bayes = steps, prior, bayes
-        self.value, self.shown = None, 0.0
+        self.name = "reward" if bayes > prior else "loss"
         self.terminal = sys.stderr.isatty()
+        self.value, self.done, self.begun = None, 0, time.perf_counter()
 
     def __call__(self, step, value):
-        now = time.perf_counter()
-        if self.value is None:
-            self.value, self.first, self.start = value, step, now
-        self.value += 0.02 * (value - self.value)
-        last = step + 1 == self.steps
-        in_place = self.terminal and now - self.shown > 0.2
-        in_log = not self.terminal and (step + 1) % max(1, self.steps // 10) == 0
-        if in_place or in_log or last:
-            self.shown = now
-            line = self.line(step, 1e3 * (now - self.start) / max(1, step - self.first))
-            if self.terminal:
-                width = shutil.get_terminal_size().columns - 1
-                line = "\r" + line[:width].ljust(width)
-            end = "" if self.terminal and not last else "\n"
-            print(line, end=end, file=sys.stderr, flush=True)
-
-    def line(self, step, ms):
-        """What is said at an outer step that took so many ms."""
-        name = "reward" if self.bayes > self.prior else "loss"
-        captured = (self.prior - self.value) / (self.prior - self.bayes)
-        left = (self.steps - step - 1) * ms / 1e3
-        return (f"step {step + 1}/{self.steps}  {name} {self.value:.3f}, "
-                f"Bayes {self.bayes:.3f}  κ {captured:.2f}  {ms:.0f} ms  {left:.0f} s left")
+        self.value = value if self.value is None else 0.98 * self.value + 0.02 * value
+        self.done, left = self.done + 1, self.steps - step - 1
+        if left % max(1, self.steps // (100 if self.terminal else 10)) == 0:
+            pace = (time.perf_counter() - self.begun) / self.done
+            captured = (self.prior - self.value) / (self.prior - self.bayes)
+            line = (f"step {step + 1}/{self.steps}  {self.name} {self.value:.3f}, Bayes "
+                    f"{self.bayes:.3f}  κ {captured:.2f}  {1e3 * pace:.0f} ms  "
+                    f"{left * pace:.0f} s left")
+            print(f"{line:79}", end="\r" if self.terminal and left else "\n", file=sys.stderr)
 
 def keep_freed_memory():
     """Has glibc keep freed memory: by default it hands large blocks back to the system and fetches
@@ -381,21 +350,9 @@ def read(path, reader):
     except Exception as error:                            # damaged archives raise many kinds
         raise Unreadable(path) from error
 
-def replace_file(path, data):
-    """Writes bytes to `path`; at any moment the old file or the new one is there, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
 def save_checkpoint(path, settings, step, model, optimizers, generator, snapshots):
-    """Writes all that the outer loop needs to go on from `step`, atomically."""
+    """Writes all that the outer loop needs to go on from `step`; at any moment the old checkpoint
+    or the new one is there, whole."""
     state = dict(
         settings=settings,
         step=step,
@@ -404,9 +361,9 @@ def save_checkpoint(path, settings, step, model, optimizers, generator, snapshot
         generator=generator.get_state(),
         snapshots=snapshots,
     )
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    replace_file(path, buffer.getvalue())
+    unfinished = path.with_name("unfinished-" + path.name)
+    torch.save(state, unfinished)
+    unfinished.replace(path)
 
 def restore(path, settings, model, optimizers, generator):
     """Sets model, optimizers and generator as a checkpoint has them. Returns the next step and the

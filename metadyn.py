@@ -5,18 +5,14 @@ r"""metadyn: how structure is learned, by Learners, Meta-Learners and Bayes-opti
     python metadyn.py linreg --help          # every setting with its default and unit
     python metadyn.py all --seeds 5          # three families, each over five seeds; an overview
 
-and from Python, with the settings as arguments:
-
-    results = metadyn.run("linreg", quick=True, out="runs/quick")
+    results = metadyn.run("linreg", quick=True, out="runs/quick")             # from Python
     time, strength, stderr = results.curve("meta")       # (R,), (R, K), (R, K), ready to plot
 
-In this file: settings; `linreg`, `nonlinreg`, `bandit`, the three experiments, each to be read
-straight down; the steps they share; the numbers made of their arrays; files; the command line.
-Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose: sweeps, logging services.
+In this file: settings; three experiments, each to be read straight down; the steps that they share;
+from a command to its results. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose:
+sweeps, logging services.
 """
 import argparse
-import csv
-import io
 import json
 import math
 import sys
@@ -37,10 +33,7 @@ import tasks
 # ---------------------------------------------------------------- settings
 def option(default, help, low=0, choices=None):
     """A setting: its default, help with unit, and what is allowed: numbers from low, or choices."""
-    rules = dict(help=help, low=low, choices=choices)
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=rules)
-    return field(default=default, metadata=rules)
+    return field(default=default, metadata=dict(help=help, low=low, choices=choices))
 
 TINY = 1e-9                                               # "more than 0"
 
@@ -66,17 +59,20 @@ class Config:
 class Linreg(Config):
     """Linear regression: the singular modes of a linear map."""
     dim: int = option(5, "dimension of x and of y", 1)
-    singular_values: list[float] = option([1.6, 1.2, 0.9, 0.6, 0.3], "of evaluation tasks", TINY)
+    singular_values: tuple[float, ...] = option(
+        (1.6, 1.2, 0.9, 0.6, 0.3), "of the maps that are the evaluation tasks", TINY)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(20, "trials in an episode", 2)
     learner_lr: float = option(0.01, "the Learner's step size (1 / tau)", TINY)
     learner_steps: int = option(3000, "the Learner's gradient steps", 1)
     learner_scale: float = option(1e-3, "strength of each mode in the map at the start", TINY)
     learner_starts: int = option(8, "random starts of each task", 1)
+    eval_episodes: int = option(512, "episodes of each evaluation task", 2)
     clock_tasks: int = option(4, "tasks of the Learner whose clock is trials", 1)
     clock_episodes: int = option(256, "episodes of each of them", 2)
     clock_steps: int = option(400, "its gradient steps for each number of trials", 1)
-    scales: list[float] = option([0.25, 0.5, 1, 2, 4, 8], "of spectra out of distribution", TINY)
+    scales: tuple[float, ...] = option(
+        (0.25, 0.5, 1, 2, 4, 8), "of spectra out of distribution", TINY)
 
 @dataclass
 class Nonlinreg(Config):
@@ -94,9 +90,7 @@ class Nonlinreg(Config):
     learner_hidden: int = option(64, "units in each of the Learner's layers", 1)
     learner_layers: int = option(4, "the Learner's hidden layers", 1)
     learner_starts: int = option(8, "random starts of each task", 1)
-    clock_tasks: int = option(8, "tasks of the Learner whose clock is trials", 1)
-    clock_episodes: int = option(4, "episodes of each of them", 2)
-    clock_steps: int = option(800, "its gradient steps for each number of trials", 1)
+    clock_episodes: int = option(4, "episodes of each task for a Learner with a clock of trials", 2)
 
 @dataclass
 class Bandit(Config):
@@ -114,14 +108,14 @@ class Bandit(Config):
     learner_starts: int = option(64, "random starts of each task", 1)
     learner_sd: float = option(0.1, "standard deviation of the first logits (near-uniform)")
 
-ATTENTION = dict(muon_lr=0.02, adam_lr=0.003)             # where --core attention differs
-ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
+CHOICES = dict(                                           # where --core, --outer-optimizer differ
+    attention=dict(muon_lr=0.02, adam_lr=0.003), adam=dict(adam_lr=0.003))
 QUICK = dict(                                             # where --quick differs
-    linreg=dict(dim=2, singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
+    linreg=dict(dim=2, singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),
     nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
                    bandpass_steps=100, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
-                   learner_steps=400, learner_starts=2, clock_steps=300),
+                   learner_steps=400, learner_starts=2),
     bandit=dict(contexts=4, actions=4, trials=32, hidden=64, batch=128, outer_steps=600,
                 muon_lr=0.1, adam_lr=0.03, learner_steps=800, learner_starts=32),
 )
@@ -164,22 +158,19 @@ def linreg(config, folder):
 
     # one clock: Learners on the first t trials of an episode, for each t
     few = W[:config.clock_tasks]
-    trials, x, y = clock(config, prior, few, (1, 2, 3, 4, 5, 6, 8, 12, 16))
+    trials, x, y = clock(config, prior, few)
     steps, maps = learners.linear_network_by_trial(
         x, y, trials, config.clock_steps, config.learner_scale, stream(config, "learners"))
     U, V, s = (part.float()[:, None] for part in tasks.singular_modes(few))
     strength = tasks.mode_strength(maps, U, V, s)                                # (R, Q, N, E, K)
     results.add("learner_by_trial", trials, strength[-1])
-    results["map/trials"] = trials
     results["map/steps"] = steps
     results["map/strength"] = strength.mean((2, 3))                                 # (R, Q, K)
     results["map/index"] = [learners.describe(s, trials)["staggering"] for s in strength]
 
     # out of distribution: smaller and larger maps than the prior's
-    rows = []
     for scale in config.scales:
-        rows += out_of_distribution(config, f"{scale:g}", prior, scale * W, predictors)
-    results["ood"] = np.rec.fromrecords(rows, names=OOD)
+        out_of_distribution(config, f"{scale:g}", prior, scale * W, predictors, results)
     results.lap("probes")
     return results
 
@@ -191,17 +182,9 @@ def nonlinreg(config, folder):
     lower, upper = low_pass[:config.frequencies // 2], low_pass[config.frequencies // 2:]
     above = range(config.frequencies + 1, 2 * config.frequencies + 1)
 
-    def task_distribution(band):
-        """The prior on a band of frequencies."""
-        return tasks.FourierRegression(band, config.noise, config.trials)
-
-    def evaluation_tasks(prior):
-        """Tasks with every frequency at the amplitude that the prior expects, and random phases."""
-        flat = torch.full((len(prior.frequencies),), (2 * prior.weight_var) ** 0.5)
-        return prior.evaluation_tasks(config.eval_tasks, flat, stream(config, "evaluation"))
-
-    prior, bandpass = task_distribution(low_pass), task_distribution(upper)
-    W = evaluation_tasks(prior)
+    prior = tasks.FourierRegression(low_pass, config.noise, config.trials)
+    bandpass = tasks.FourierRegression(upper, config.noise, config.trials)
+    W = prior.evaluation_tasks(config.eval_tasks, stream(config, "evaluation"))
 
     # Learners: on targets of flat amplitude and of rising amplitude, of the same power
     circle = torch.arange(64)[:, None] / 64
@@ -226,12 +209,12 @@ def nonlinreg(config, folder):
     inner_loops(config, prior, W, predictors, results)
 
     # one clock: Learners on the first t trials of an episode, for each t
-    few, grid = W[:config.clock_tasks], prior.queries()
-    trials, x, y = clock(config, prior, few, (2, 4, 6, 8, 10, 14, 20, 30))
+    trials, x, y = clock(config, prior, W)
+    grid = prior.queries()
     f = learners.relu_network_by_trial(
-        x, y, trials, grid[:, 0], config.learner_lr, config.clock_steps, config.learner_hidden,
+        x, y, trials, grid[:, 0], config.learner_lr, config.learner_steps, config.learner_hidden,
         config.learner_layers, stream(config, "learners"))                       # (Q, N, E, G)
-    target = (prior.features(grid) @ few.mT).mT                                     # (N, 1, G)
+    target = (prior.features(grid) @ W.mT).mT                                       # (N, 1, G)
     strength, _ = tasks.fourier_strength(f, target, prior.frequencies)
     results.add("learner_by_trial", trials, strength)
 
@@ -239,12 +222,11 @@ def nonlinreg(config, folder):
     predictors["meta_bandpass"] = bandpass_model
     predictors["bayes_bandpass"] = tasks.Bayes(bandpass)
     results["passband"] = [[1, config.frequencies], [upper[0], config.frequencies]]
-    rows = []
     for band in lower, upper, above:
-        source = task_distribution(band)
-        rows += out_of_distribution(config, f"{band[0]} to {band[-1]}", source,
-                                    evaluation_tasks(source), predictors, first_mode=band[0])
-    results["ood"] = np.rec.fromrecords(rows, names=OOD)
+        other = tasks.FourierRegression(band, config.noise, config.trials)
+        signals = other.evaluation_tasks(config.eval_tasks, stream(config, "evaluation"))
+        out_of_distribution(config, f"{band[0]} to {band[-1]}", other, signals, predictors, results,
+                            first_mode=band[0])
 
     # the first task: what its first Learner and the first of its episodes make of it
     _, _, x, y = prior.evaluation_episodes(W[:1], config.eval_episodes, stream(config, "probe"))
@@ -254,7 +236,6 @@ def nonlinreg(config, folder):
     results["fits/x"] = circle[:, 0]
     results["fits/target"] = (prior.features(circle) @ W[0].mT)[:, 0]
     results["fits/data"] = torch.cat([x[0], y[0]], 1)
-    results["fits/steps"] = steps
     results["fits/learner"] = functions[:, 0, 0]
     results["fits/meta"] = model.query(x, y, circle)[0, ..., 0]
     results["fits/bayes"] = predictors["bayes"].query(x, y, circle)[0, ..., 0]
@@ -264,8 +245,7 @@ def nonlinreg(config, folder):
 
 def bandit(config, folder):
     """Contextual bandits: the correct action in each context, against Schaul et al. 2019."""
-    results = Results(modes=[f"context {c + 1}" for c in range(config.contexts)], limit=1.0,
-                      actions=config.actions)
+    results = Results(modes=[f"context {c + 1}" for c in range(config.contexts)], limit=1.0)
     prior = tasks.ContextualBandit(config.contexts, config.actions, config.trials)
     correct = prior.evaluation_tasks(config.eval_tasks, stream(config, "evaluation"))
 
@@ -303,7 +283,8 @@ def bandit(config, folder):
         results[f"visits/{system}"] = tasks.visit_clock(prior, agent, episodes)     # (A - 1, C)
     sharing = tasks.shared_answers(correct)
     for system in "learner", "decoupled", "online", "meta", "bayes":
-        strength, time = results.tensors(f"{system}/strength", f"{system}/time")
+        strength, time = (torch.from_numpy(results[f"{system}/{name}"])
+                          for name in ("strength", "time"))
         half = learners.half_time(strength.mean(2), time)                           # (N, C)
         results[f"sharing/{system}"] = [learners.geometric_mean(half[sharing == n])
                                         for n in range(1, config.contexts + 1)]     # (C,)
@@ -312,9 +293,8 @@ def bandit(config, folder):
     halving = [2.0 ** -c for c in range(config.contexts)]
     unequal = tasks.ContextualBandit(config.contexts, config.actions, config.trials, halving)
     results["rates"] = unequal.rates
-    rows = out_of_distribution(config, "equal rates", prior, correct, agents)
-    rows += out_of_distribution(config, "unequal rates", unequal, correct, agents)
-    results["ood"] = np.rec.fromrecords(rows, names=OOD)
+    out_of_distribution(config, "equal rates", prior, correct, agents, results)
+    out_of_distribution(config, "unequal rates", unequal, correct, agents, results)
     results.lap("probes")
     return results
 
@@ -334,8 +314,8 @@ class Results(dict):
     outer_loop/step (P,), strength (P, N, E, K), half_time (P, K), value (P,)
     ood                                                a table with the columns of ood.csv
     probe/*, sharing/*, visits/*, map/*, fits/*        what one family alone measures
-    Of a complete run also, as attributes: config, folder, and summary, the numbers of summary.json
-    with inf and nan where the file has null. Prints as a table.
+    Of a complete run also, as attributes: config, folder, and summary, which the table printed and
+    summary.json show; it has inf and nan where the file has null.
     """
 
     def __init__(self, **arrays):
@@ -355,7 +335,7 @@ class Results(dict):
 
     def add_theory(self, system, closed_form):
         """Takes a system's closed form, a function of its times (R,) with values (R, K)."""
-        time, = self.tensors(f"{system}/time")
+        time = torch.from_numpy(self[f"{system}/time"])
         self.add(f"{system}_theory", time, closed_form(time)[:, None, None])
 
     def lap(self, phase):
@@ -363,29 +343,12 @@ class Results(dict):
         self[f"seconds/{phase}"] = round(time.perf_counter() - self.begun, 2)
         self.begun = time.perf_counter()
 
-    def tensors(self, *names):
-        """Arrays as tensors."""
-        return [torch.from_numpy(self[name]) for name in names]
-
-    def under(self, prefix):
-        """Arrays whose name begins with prefix/, as lists or numbers, by the rest of the name."""
-        start = prefix + "/"
-        return {name[len(start):]: self[name].tolist() for name in self if name.startswith(start)}
-
-    def systems(self):
-        """The names of all systems, in the order in which they were measured."""
-        return [name.removesuffix("/time") for name in self if name.endswith("/time")]
-
     def curve(self, system):
-        """A system's time (R,), its strengths averaged over repeats, then over tasks (R, K), and
-        their standard errors over tasks (R, K); 0 for a single task."""
-        strength = self[f"{system}/strength"].mean(2)
-        n = strength.shape[1]
-        stderr = strength.std(1, ddof=min(1, n - 1)) / n ** 0.5
-        return self[f"{system}/time"], strength.mean(1), stderr
+        """A system's time (R,), and its mean strengths with their standard errors, (R, K) each."""
+        return plots.curve(self, system)
 
     def __repr__(self):
-        return printed(self.summary)
+        return plots.printed(self.summary)
 
 def linear_learner(config, W, start, optimizer, lr, steps, starts):
     """Linear networks, several of each task W (N, d, d): steps (R,), strengths (R, N, E, K)."""
@@ -416,14 +379,13 @@ def bandit_learner(config, prior, correct, sd, steps, shared):
     J = learners.policy_gradient(renamed, logits, config.learner_lr, record, shared)
     return torch.tensor(record), prior.strength(J)
 
-def clock(config, prior, W, wanted):
-    """For Learners whose clock is trials: the numbers of trials at which to look (Q,), 0, those
-    wanted that an episode has, and its last; and the first of the episodes that the Meta-Learner
-    sees of each task W (N, ...): x, y (N, E, T, D)."""
-    trials = [0, *(t for t in wanted if t < config.trials), config.trials]
+def clock(config, prior, W):
+    """For Learners whose clock is trials: the numbers of trials at which to look (Q,), and the
+    first of the episodes that the Meta-Learner sees of each task W (N, ...): x, y (N, E, T, D)."""
+    trials = torch.tensor(meta.spaced_steps(1, config.trials, 12))
     probe = stream(config, "probe")
     _, _, x, y = prior.evaluation_episodes(W, config.eval_episodes, probe)
-    return torch.tensor(trials), x[:, :config.clock_episodes], y[:, :config.clock_episodes]
+    return trials, x[:, :config.clock_episodes], y[:, :config.clock_episodes]
 
 def new_meta_learner(config, prior, kind=meta.MetaLearner):
     """An untrained Meta-Learner. kind: meta.MetaAgent for a bandit."""
@@ -454,7 +416,7 @@ def outer_loop(config, prior, targets, predictors, results, path, controls=None)
     fresh = fresh_episodes(config, prior)
     bounds = [prior.score(predictors[system], *fresh).mean() for system in ("prior", "bayes")]
     some = [part[:256] for part in fresh]
-    few = min(4, config.eval_episodes)
+    few = min(2, config.eval_episodes)
     episodes = prior.evaluation_episodes(targets, few, stream(config, "snapshots"))
     trials = torch.arange(config.trials + 1.0)
 
@@ -485,207 +447,21 @@ def inner_loops(config, prior, targets, predictors, results):
         strength, readings = prior.inner_loop(predictor, *episodes)
         results.add(system, torch.arange(config.trials + 1.0), strength)
         for name, reading in readings.items():
-            results[f"probe/{system}_{name}"] = reading.mean(1)                     # (T + 1,)
+            results[f"probe/{system}_{name}"] = reading                             # (T + 1,)
 
-OOD = "system,condition,mode,strength,value"              # columns of ood.csv
-
-def out_of_distribution(config, condition, prior, targets, predictors, first_mode=1):
+def out_of_distribution(config, condition, prior, targets, predictors, results, first_mode=1):
     """What each predictor has learned of targets that come from another prior at the last trial,
-    and its mean loss, or reward, on them: rows of ood.csv."""
+    and its mean loss, or reward, on them: more rows of results["ood"]."""
     few = min(16, config.eval_episodes)
     episodes = prior.evaluation_episodes(targets, few, stream(config, "ood"))
     fresh = prior.episodes(targets.repeat_interleave(few, 0), stream(config, "ood"))
-    rows = []
+    rows = results["ood"].tolist() if "ood" in results else []
     for system, predictor in predictors.items():
         strength, _ = prior.inner_loop(predictor, *episodes)
         value = prior.score(predictor, *fresh).mean().item()
         for k, last in enumerate(strength[-1].mean((0, 1)).tolist(), first_mode):
             rows.append((system, condition, k, last, value))
-    return rows
-
-# ---------------------------------------------------------------- numbers, from the arrays alone
-def summarise(results):
-    """The numbers of summary.json. inf is a mode that is not reached, nan what is undefined."""
-    systems = {}
-    for system in results.systems():
-        strength, time = results.tensors(f"{system}/strength", f"{system}/time")
-        systems[system] = learners.describe(strength, time)
-    losses = results.tensors("performance/prior", "performance/meta", "performance/bayes")
-    captured, *captured_ci = learners.captured_fraction(*(each.mean(1) for each in losses))
-    limit = float(results["limit"])
-    _, meta_above, bayes_above = (each[:, -1].mean() - limit for each in losses)
-    both = results.tensors("meta/strength", "bayes/strength", "meta/time")
-    strength, step = results.tensors("outer_loop/strength", "outer_loop/step")
-    outer_loop = learners.describe(strength, step)
-    if "outer_loop/equal" in results:
-        equal, = results.tensors("outer_loop/equal")
-        outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
-    value = {(row["system"], row["condition"]): float(row["value"]) for row in results["ood"]}
-    ood_captured = {}                                     # says little where Bayes gains nothing
-    for condition in dict.fromkeys(results["ood"]["condition"].tolist()):
-        never, learned, bayes = (value[system, condition] for system in ("prior", "meta", "bayes"))
-        gain = never - bayes
-        ood_captured[condition] = (never - learned) / gain if gain else math.nan
-    more = {name: results.under(name) for name in ("probe", "sharing", "visits", "seconds")}
-    return dict(systems=systems, captured=captured, captured_ci=captured_ci,
-                last_excess=(meta_above / bayes_above).item(), ood_captured=ood_captured,
-                follows_bayes=learners.follows(*both).tolist(), outer_loop=outer_loop, **more)
-
-def shown(value):
-    """A number as a person reads it; "-" where it is undefined or a mode is not reached."""
-    if not math.isfinite(value):
-        return "-"
-    digits = 2 if abs(value) < 9.995 else 1 if value < 99.95 else 0
-    return f"{round(value, digits) + 0:.{digits}f}"       # + 0: never -0.00
-
-def printed(summary):
-    """A summary as a table to print."""
-    lines = ["Half-time of each mode; index: latest over earliest, of averages over repeats, and",
-             "within a repeat; order: how alike repeats are, 1 the same order, 0 one by chance", ""]
-    modes = range(1, len(summary["follows_bayes"]) + 1)
-    head = "".join(f"{k:6}" for k in modes)
-    lines.append(f"{'':32}{head}  index [95% CI]      within  order")
-    for system, row in summary["systems"].items():
-        unit = "trials" if system in plots.COUNT_TRIALS else "steps"
-        half = "".join(f"{shown(t):>6}" for t in row["half_times"])
-        low, high = map(shown, row["staggering_ci"])
-        index = f"{shown(row['staggering']):>5} [{low}, {high}]"
-        lines.append(f"{f'{plots.NAMES[system]} ({unit})':32}{half}  {index:19}"
-                     f"{shown(row['within']):>7}{shown(row['order']):>7}")
-    low, high = summary["captured_ci"]
-    follows = " ".join(map(shown, summary["follows_bayes"]))
-    return "\n".join([*lines, "", f"Captured fraction κ = {summary['captured']:.3f} "
-                      f"[{low:.3f}, {high:.3f}]; half-times follow those of Bayes: {follows}"])
-
-def numbers(summary):
-    """The numbers by which runs are compared, by (system, measure)."""
-    found = {}
-    systems = dict(summary["systems"], outer_loop=summary["outer_loop"])
-    for system, row in systems.items():
-        for measure in "staggering", "within", "order":
-            found[system, measure] = row[measure]
-    found["meta", "captured"] = summary["captured"]
-    found["meta", "last_excess"] = summary["last_excess"]
-    for condition, captured in summary["ood_captured"].items():
-        found["meta", f"captured of {condition}"] = captured
-    lists = {("meta", "follows_bayes"): summary["follows_bayes"]}
-    for system, row in systems.items():
-        lists[system, "half_time"] = row["half_times"]
-    lists["control", "half_time"] = summary["outer_loop"].get("equal_half_times", [])
-    for system, half_times in summary["sharing"].items():
-        lists[system, "half_time_if_shared_by"] = half_times
-    for system, chances in summary["visits"].items():
-        for visit, by_solved in enumerate(chances, 1):
-            lists[system, f"success_at_visit_{visit}_with_others_solved"] = by_solved
-    for (system, measure), values in lists.items():
-        for k, value in enumerate(values, 1):
-            found[system, f"{measure}_{k}"] = value
-    return found
-
-def compare(runs, folder):
-    """Writes what several runs say together: overview.csv, every number of each seed, with median,
-    range and standard error; and the figure overview, of the first seed. Returns the same as text,
-    for the three systems.
-
-    runs: lists of results, one a seed, by family.
-    """
-    rows, lines = [], [f"{'':38}median over seeds [lowest, highest]"]
-    for family, several in runs.items():
-        by_seed = [numbers(results.summary) for results in several]
-        for system, measure in by_seed[0]:
-            values = [found[system, measure] for found in by_seed]
-            median, low, high = np.median(values), min(values), max(values)
-            several_finite = len(values) > 1 and np.isfinite(values).all()
-            stderr = np.std(values, ddof=1) / len(values) ** 0.5 if several_finite else math.nan
-            rows.append((family, system, measure, median, low, high, stderr, *values))
-            if system in plots.THREE and measure in ("captured", "staggering", "within", "order"):
-                lines.append(f"{family:10} {system:16} {measure:10} {shown(median):>5} "
-                             f"[{shown(low)}, {shown(high)}]")
-    seeds = [f"seed{results.config.seed}" for results in several]
-    columns = "family", "system", "measure", "median", "low", "high", "stderr", *seeds
-    write_csv(folder / "overview.csv", columns, rows)
-    plots.overview({family: several[0] for family, several in runs.items()}, folder / "overview")
-    return "\n".join(lines)
-
-# ---------------------------------------------------------------- files of a run
-class Mistake(ValueError):
-    """A mistake by the user, told in one line: the option, what was given and what is allowed."""
-
-    def __init__(self, option, given, allowed):
-        super().__init__(f"{option}: {given} given, allowed: {allowed}")
-
-def prepare(family, out, quick, fresh, settings):
-    """The config of a run and its folder, with config.json in it: written now, or compared with
-    this run's settings. `fresh` forgets the run that is there. Raises Mistake, meta.Unreadable."""
-    config, folder = configure(family, quick, settings), Path(out)
-    path = folder / "config.json"
-    wanted = json.loads(json.dumps(dict(family=family, **asdict(config))))
-    versions = {module.__name__: module.__version__ for module in (torch, np, matplotlib)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            for file in path, folder / "results.npz", *folder.glob("checkpoint*.pt"):
-                file.unlink(missing_ok=True)
-        if not path.exists():
-            text = json.dumps(dict(wanted, versions=versions), indent=1)
-            meta.replace_file(path, text.encode())
-    except OSError as error:
-        raise Mistake("--out", folder, f"a folder that can be written ({error.strerror})") from None
-    there = meta.read(path, lambda path: dict(json.loads(path.read_text())))
-    for name, value in wanted.items():
-        if there.get(name) != value:
-            raise Mistake("--out", f"{folder}, which holds a run with other settings ({name} "
-                          f"{there.get(name)} there, {value} here),",
-                          "another folder, or --fresh to replace the run that is there")
-    return config, folder
-
-def load(path):
-    """The results in results.npz."""
-    with np.load(path) as arrays:
-        return Results(**arrays)
-
-def save(path, results):
-    """Writes results.npz, atomically."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **results)
-    meta.replace_file(path, buffer.getvalue())
-
-def write_csv(path, columns, rows):
-    """Writes rows of numbers and words under the names of their columns, atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    meta.replace_file(path, text.getvalue().encode())
-
-def mode_by_mode(time, *curves):
-    """Rows (mode, time, value of each curve) of curves (R, K) at times (R,); modes count from 1."""
-    return [(k + 1, t, *values) for k, of_mode in enumerate(zip(*(curve.T for curve in curves)))
-            for t, *values in zip(time, *of_mode)]
-
-def write_tables(results, folder):
-    """Writes summary.json and the CSV files, for people: nothing reads them back."""
-    dynamics, performance = [], []
-    for system in results.systems():
-        dynamics += [(system, *row) for row in mode_by_mode(*results.curve(system))]
-    for system in "prior", "meta", "bayes":
-        values = results[f"performance/{system}"]
-        stderr = values.std(0, ddof=1) / len(values) ** 0.5
-        rows = zip(range(len(stderr)), values.mean(0), stderr)
-        performance += [(system, *row) for row in rows]
-    strength = results["outer_loop/strength"].mean((1, 2))                          # (P, K)
-    value = np.repeat(results["outer_loop/value"][:, None], strength.shape[1], 1)
-    outer_loop = mode_by_mode(results["outer_loop/step"], strength, results["outer_loop/half_time"],
-                              value)
-    outer_loop = [(step, mode, *row) for mode, step, *row in outer_loop]
-    write_csv(folder / "dynamics.csv", ("system", "mode", "time", "strength", "stderr"), dynamics)
-    write_csv(folder / "performance.csv", ("system", "trial", "value", "stderr"), performance)
-    write_csv(folder / "outer_loop.csv",
-              ("outer_step", "mode", "strength", "half_time", "value"), outer_loop)
-    write_csv(folder / "ood.csv", results["ood"].dtype.names, results["ood"].tolist())
-    # JSON has no inf and no nan: null
-    numbers = json.loads(json.dumps(results.summary), parse_constant=lambda name: None)
-    meta.replace_file(folder / "summary.json", json.dumps(numbers, indent=1).encode())
+    results["ood"] = np.rec.fromrecords(rows, names="system,condition,mode,strength,value")
 
 # ---------------------------------------------------------------- from a command to its results
 FAMILIES = dict(                                          # settings, experiment, figures
@@ -699,74 +475,95 @@ def run(family, out=None, quick=False, fresh=False, **settings):
     """What `python metadyn.py FAMILY` does: runs, resumes or redraws an experiment in `out`, by
     default runs/FAMILY. settings: as on the command line, with underscores. Returns `Results`.
     Raises Mistake (a ValueError), and FloatingPointError if learning diverged."""
-    out = out or Path("runs") / family
-    return carry_out(family, *prepare(family, out, quick, fresh, settings))
+    return carry_out(family, *prepare(family, out or f"runs/{family}", quick, fresh, settings))
 
 def carry_out(family, config, folder):
     """Runs, resumes or, where it is complete, redraws an experiment. Returns its results."""
     _, experiment, draw = FAMILIES[family]
     path = folder / "results.npz"
     if path.exists():
-        results = meta.read(path, load)
+        results = meta.read(path, lambda path: Results(**np.load(path)))
         print(f"{folder} is complete: drawn again; --fresh measures again", file=sys.stderr)
     else:
         meta.keep_freed_memory()
         results = experiment(config, folder)
-        save(path, results)
-    results.config, results.folder, results.summary = config, folder, summarise(results)
-    write_tables(results, folder)
+        with plots.whole(path) as file:
+            np.savez_compressed(file, **results)
+    results.config, results.folder, results.summary = config, folder, learners.summarise(results)
+    write_json(folder / "summary.json", results.summary)
+    plots.tables(results, folder)
     draw(results, results.summary, folder)
     return results
+
+def write_json(path, values):
+    """Writes numbers and words as JSON, which has no inf and no nan: null."""
+    values = json.loads(json.dumps(values), parse_constant=lambda name: None)
+    with plots.whole(path) as file:
+        file.write_text(json.dumps(values, indent=1))
+
+class Mistake(ValueError):
+    """A mistake by the user, told in one line: the option, what was given and what is allowed."""
+
+    def __init__(self, option, given, allowed):
+        super().__init__(f"{option}: {given} given, allowed: {allowed}")
+
+def prepare(family, out, quick, fresh, settings):
+    """The config of a run and its folder, with config.json in it: written now, or compared with
+    this run's settings. Raises Mistake, meta.Unreadable."""
+    config, folder = configure(family, quick, settings), Path(out)
+    path = folder / "config.json"
+    wanted = json.loads(json.dumps(dict(family=family, **asdict(config))))
+    versions = {module.__name__: module.__version__ for module in (torch, np, matplotlib)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            for file in path, folder / "results.npz", *folder.glob("checkpoint*.pt"):
+                file.unlink(missing_ok=True)
+        if not path.exists():
+            write_json(path, dict(wanted, versions=versions))
+    except OSError as error:
+        raise Mistake("--out", folder, f"a folder that can be written ({error.strerror})") from None
+    there = meta.read(path, lambda path: dict(json.loads(path.read_text())))
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            found = f"{folder}, a run with {name} {there.get(name)} there, {value} here,"
+            raise Mistake("--out", found, "another folder, or --fresh to replace that run")
+    return config, folder
 
 def configure(family, quick, settings):
     """A family's config: its defaults, those of a choice like --quick, the settings given. Raises
     Mistake."""
-    if family not in FAMILIES:
-        raise Mistake("FAMILY", family, ", ".join(FAMILIES))
-    defaults = dict(QUICK[family] if quick else {})
-    if settings.get("core") == "attention":
-        defaults.update(ATTENTION)
-    if settings.get("outer_optimizer") == "adam":
-        defaults.update(ADAM)
+    defaults = QUICK[family] if quick else {}
+    for choice in settings.get("core"), settings.get("outer_optimizer"):
+        defaults = defaults | CHOICES.get(choice, {})
     config = FAMILIES[family][0](**defaults | settings)
     for setting in fields(config):
-        check(setting, getattr(config, setting.name))
-    config.device = resolve_device(config.device)
-    if config.core == "attention" and config.hidden % 4:
-        raise Mistake("--hidden", config.hidden, "a multiple of 4, for attention has 4 heads")
+        name, given = "--" + setting.name.replace("_", "-"), getattr(config, setting.name)
+        low, choices = setting.metadata["low"], setting.metadata["choices"]
+        if choices and given not in choices:
+            raise Mistake(name, given, ", ".join(choices))
+        for value in np.atleast_1d([] if choices else given):
+            if not low <= value < math.inf:
+                least = "more than 0" if low == TINY else f"at least {low}"
+                raise Mistake(name, value, f"{least} and finite")
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    devices = [device for device in there if there[device]]
+    if config.device == "auto":
+        config.device = devices[0]
+    if config.device not in devices:
+        raise Mistake("--device", config.device, "on this machine " + ", ".join(devices))
     if family == "linreg":
-        config.singular_values = sorted(config.singular_values, reverse=True)
+        config.singular_values = sorted(map(float, config.singular_values), reverse=True)
         if len(config.singular_values) != config.dim:
             raise Mistake("--singular-values", len(config.singular_values),
                           f"as many as --dim, {config.dim}")
     return config
 
-def check(setting, given):
-    """Raises Mistake if a field of a config was given what its rules do not allow."""
-    name, rules = "--" + setting.name.replace("_", "-"), setting.metadata
-    if rules["choices"]:
-        if given not in rules["choices"]:
-            raise Mistake(name, given, ", ".join(rules["choices"]))
-        return
-    for value in given if typing.get_args(setting.type) else [given]:
-        if not rules["low"] <= value < math.inf:
-            least = "more than 0" if rules["low"] == TINY else f"at least {rules['low']}"
-            raise Mistake(name, value, f"{least} and finite")
-
-def resolve_device(name):
-    """The one place where the device is chosen: "auto" is the first of cuda, mps, cpu that is
-    there. Raises Mistake."""
-    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    available = [device for device in there if there[device]]
-    if name not in ["auto", *available]:
-        raise Mistake("--device", name, "on this machine " + ", ".join(available))
-    return available[0] if name == "auto" else name
-
+# ---------------------------------------------------------------- the command line
 class OneLineParser(argparse.ArgumentParser):
     """argparse, with its errors in one line."""
 
     def error(self, message):
-        """Raises what `main` prints."""
         raise argparse.ArgumentError(None, message.removeprefix("argument "))
 
 def make_parser():
@@ -775,41 +572,51 @@ def make_parser():
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
     for family in *FAMILIES, "all":
-        config = Config if family == "all" else FAMILIES[family][0]
+        config = Config() if family == "all" else FAMILIES[family][0]()
         about = "all of them in turn, and an overview" if family == "all" else config.__doc__
         out = Path("runs") / family.removeprefix("all")
         sub = families.add_parser(family, help=about, description=about)
         sub.add_argument("--quick", action="store_true", help="a small task, in half a minute")
         sub.add_argument("--fresh", action="store_true", help="ignore an earlier run there")
         sub.add_argument("--out", type=Path, default=out, help=f"results folder (default: {out})")
-        sub.add_argument("--seeds", type=int, default=1, help="how many seeds, from --seed on; all "
-                         "but the first in folders seed1 ... within (default: 1)")
+        sub.add_argument("--seeds", type=int, default=1, help="how many, from --seed (default: 1)")
         for setting in fields(config):
-            if family != "all" or setting.name in SHARED:
-                add_setting(sub, setting, getattr(config(), setting.name))
+            if family == "all" and setting.name not in SHARED:
+                continue
+            rules = setting.metadata
+            several = typing.get_args(setting.type)       # of tuple[float, ...]: (float, ...)
+            sub.add_argument(
+                "--" + setting.name.replace("_", "-"), default=argparse.SUPPRESS,
+                type=several[0] if several else setting.type, nargs="+" if several else None,
+                metavar="|".join(rules["choices"] or ["X"]),
+                help=f"{rules['help']} (default: {getattr(config, setting.name)})")
     return parser
 
-def add_setting(parser, setting, default):
-    """An option for a field of a config; not given, it is absent."""
-    several = typing.get_args(setting.type)
-    shown = " ".join(f"{value:g}" for value in default) if several else default
-    parser.add_argument(
-        "--" + setting.name.replace("_", "-"), default=argparse.SUPPRESS,
-        type=several[0] if several else setting.type, nargs="+" if several else None,
-        metavar="|".join(setting.metadata["choices"] or ["X"]),
-        help=f"{setting.metadata['help']} (default: {shown})")
+def plan(family, out, quick, fresh, seeds, **settings):
+    """The runs that a command asks for, as (family, config, folder), all checked before the first
+    begins. Raises Mistake."""
+    if seeds < 1:
+        raise Mistake("--seeds", seeds, "at least 1")
+    first, jobs = settings.get("seed", 0), []
+    for name in FAMILIES if family == "all" else [family]:
+        top = out / name if family == "all" else out
+        for seed in range(first, first + seeds):
+            folder = top if seed == first else top / f"seed{seed}"
+            jobs.append((name, *prepare(name, folder, quick, fresh, dict(settings, seed=seed))))
+    return jobs
 
 def main(arguments=None):
     """Runs the command line. Returns the exit status: 0, 1 for a failure, 2 for a user's mistake,
     130 for Ctrl-C."""
     try:
         command = vars(make_parser().parse_args(arguments))
-        runs, out = {}, command["out"]
-        for family, jobs in plan(**command).items():
-            runs[family] = [carry_out(family, *job) for job in jobs]
-            print(f"\n{runs[family][0]}\nFigures and tables: {runs[family][0].folder}")
-        if command["family"] == "all" or command["seeds"] > 1:
-            print(f"\n{compare(runs, out)}\nFigures and tables: {out}")
+        jobs, runs = plan(**command), {}
+        for family, config, folder in jobs:
+            results = carry_out(family, config, folder)
+            runs.setdefault(family, []).append(results)
+            print(f"\n{results}\nFigures and tables: {folder}")
+        if len(jobs) > 1:
+            print(f"\n{plots.overview(runs, command['out'])}\nFigure and table: {command['out']}")
         return 0
     except (Mistake, meta.Unreadable, argparse.ArgumentError) as mistake:
         print("metadyn.py:", mistake, file=sys.stderr)
@@ -821,20 +628,6 @@ def main(arguments=None):
         print("\nmetadyn.py: stopped; the same command, without --fresh, goes on from the last "
               "checkpoint", file=sys.stderr)
         return 130
-
-def plan(family, out, quick, fresh, seeds, **settings):
-    """The runs that a command asks for, all checked before the first begins: by family a list of
-    (config, folder), one a seed. Raises Mistake."""
-    if seeds < 1:
-        raise Mistake("--seeds", seeds, "at least 1")
-    first, jobs = settings.get("seed", 0), {}
-    for name in FAMILIES if family == "all" else [family]:
-        folder = out / name if family == "all" else out
-        jobs[name] = [prepare(name, folder, quick, fresh, settings)]
-        for seed in range(first + 1, first + seeds):
-            other = dict(settings, seed=seed)
-            jobs[name].append(prepare(name, folder / f"seed{seed}", quick, fresh, other))
-    return jobs
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,5 @@
-"""Figures: NumPy arrays in, files out. One function a figure; last, which figures a family shows.
+"""Figures and tables: NumPy arrays in, files out. One function a figure; then which figures a
+family shows; last the tables.
 
     time = np.arange(101)
     strength = 1 / (1 + np.exp((np.array([20, 60]) - time[:, None]) / 5))              # (R, K)
@@ -10,6 +11,10 @@ Modes are coloured by viridis, the strongest darkest, with markers staggered alo
 curves in one place are seen to be five. Theory is dashed, references are grey. Claims in titles are
 made from the numbers. Left out on purpose: interaction, styles, reading files, imports of ours.
 """
+import csv
+import math
+from contextlib import contextmanager
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.animation import PillowWriter
@@ -17,6 +22,8 @@ from matplotlib.figure import Figure
 
 INK, GREY, MARKERS = "0.15", "0.45", "osD^v"
 THREE = "learner", "meta", "bayes"
+CHIEF = [f"{system}/{measure}" for system in THREE
+         for measure in ("staggering", "within", "order")]
 COUNT_TRIALS = ("learner_by_trial", "online", "meta", "bayes", "bayes_ordered",
                 "bayes_theory")                              # others: gradient steps
 CAPTION = "dots: half-times · bands: two standard errors over tasks · dashed, where there: theory"
@@ -47,20 +54,26 @@ def new_figure(columns, rows=1, height=3.1, caption="", **axes):
             text.set_size(14 if text is ax.title else 13)
     return figure, panels
 
+@contextmanager
+def whole(path):
+    """A path to write to; what is written then takes the place of `path`, a Path, in one move, and
+    no reader finds half a file."""
+    unfinished = path.with_name("unfinished-" + path.name)
+    yield unfinished
+    unfinished.replace(path)
+
 def save(figure, path):
-    """Writes path.png and path.pdf, each in one move: no reader finds half a file. path: a Path."""
+    """Writes path.png and path.pdf. path: a Path."""
     for suffix, metadata in (".png", None), (".pdf", {"CreationDate": None}):
-        unfinished = path.with_name("unfinished-" + path.name + suffix)
-        figure.savefig(unfinished, metadata=metadata)
+        with whole(path.with_name(path.name + suffix)) as file:
+            figure.savefig(file, metadata=metadata)
         figure.set_layout_engine("none")                    # laid out once is enough
-        unfinished.replace(path.with_name(path.name + suffix))
 
 def animate(draw, panels, path, frames=11, rate=3):
-    """Writes path.gif in one move: in each panel draw(ax, share, *panel), share from 0 to 1."""
+    """Writes path.gif: in each panel draw(ax, share, *panel), share from 0 to 1."""
     figure, axes = new_figure(len(panels), sharey=True)
-    unfinished = path.with_name("unfinished-" + path.name + ".gif")
     writer = PillowWriter(fps=rate)
-    with writer.saving(figure, unfinished, dpi=80):
+    with whole(path.with_name(path.name + ".gif")) as file, writer.saving(figure, file, dpi=80):
         for share in [*np.linspace(0, 1, frames), *np.ones(rate)]:              # ends with a rest
             for ax, panel in zip(axes[0], panels):
                 for artist in [*ax.lines, *ax.patches, *ax.collections]:
@@ -68,7 +81,6 @@ def animate(draw, panels, path, frames=11, rate=3):
                 draw(ax, share, *panel)
             writer.grab_frame()
             figure.set_layout_engine("none")                # laid out once: nothing jumps
-    unfinished.replace(path.with_name(path.name + ".gif"))
 
 def half_times(time, strength):
     """First upward crossing of 1/2, interpolated; nan where there is none. (R,), (R, K) to (K,)."""
@@ -263,12 +275,12 @@ def ood_bars(panels, path):
 
 def clocks(results, path):
     """Where each mode passes 1/2 in the plane of a Learner's two clocks, trials seen and gradient
-    steps: map/trials (Q,), map/steps (R,), map/strength (R, Q, K), modes (K,)."""
+    steps: learner_by_trial/time (Q,), map/steps (R,), map/strength (R, Q, K), modes (K,)."""
     figure, axes = new_figure(1, height=4)
     ax = axes[0, 0]
     for k, colour in enumerate(mode_colours(len(results["modes"]))):
-        ax.contour(results["map/trials"], results["map/steps"], results["map/strength"][:, :, k],
-                   levels=[0.5], colors=[colour], linewidths=2.5)
+        ax.contour(results["learner_by_trial/time"], results["map/steps"],
+                   results["map/strength"][:, :, k], levels=[0.5], colors=[colour], linewidths=2.5)
         ax.plot([], [], color=colour, lw=2.5, label=results["modes"][k])
     ax.set(title="Two clocks of one Learner: where each mode is half learned", xlabel="trials seen",
            ylabel="gradient steps", yscale="log", ylim=(results["map/steps"][1], None))
@@ -277,7 +289,7 @@ def clocks(results, path):
 
 def draw_fit(ax, share, results, system):
     """What a system has learned when this share of its time is over: of results, under fits/, x,
-    target (G,), data (T, 2), steps (Q,), learner (Q, G), meta, bayes, deviation (T + 1, G)."""
+    target (G,), data (T, 2), learner (R, G), meta, bayes, deviation (T + 1, G)."""
     x, target, learned = results["fits/x"], results["fits/target"], results[f"fits/{system}"]
     i = round(share * (len(learned) - 1))
     ax.plot(x, target, color="0.65", lw=4)
@@ -285,7 +297,7 @@ def draw_fit(ax, share, results, system):
     if system == "bayes":
         band = 2 * results["fits/deviation"][i]
         ax.fill_between(x, learned[i] - band, learned[i] + band, color=GREY, alpha=0.25, lw=0)
-    now = f"{results['fits/steps'][i]:g} steps" if system == "learner" else f"{i} trials"
+    now = f"{results['learner/time'][i]:g} steps" if system == "learner" else f"{i} trials"
     ax.set_title(f"{NAMES[system]}, {now}", fontsize=13)
     if system != "learner":
         ax.plot(*results["fits/data"][:i].T, "o", color="black", ms=4)
@@ -310,15 +322,23 @@ def draw_spectrum(ax, share, panel, spectrum):
     ax.set_title(f"{panel['title']}\n{panel['time'][i]:.0f} {panel['xlabel']}", fontsize=13)
 
 # ------------------------------------------------------------ which figures a family shows
-def present(systems, results):
-    """Those of the systems that the results have."""
-    return [system for system in systems if f"{system}/strength" in results]
+def all_systems(results):
+    """The names of all systems that the results have, in the order in which they were measured."""
+    return [name.removesuffix("/time") for name in results if name.endswith("/time")]
+
+def curve(results, system):
+    """A system's time (R,), its strengths averaged over repeats, then over tasks (R, K), and their
+    standard errors over tasks (R, K), 0 for a single task; from strengths (R, N, E, K)."""
+    strength = results[f"{system}/strength"].mean(2)
+    n = strength.shape[1]
+    stderr = strength.std(1, ddof=min(1, n - 1)) / n ** 0.5
+    return results[f"{system}/time"], strength.mean(1), stderr
 
 def panels_of(systems, results, summary):
-    """Panels for `dynamics` of those that are there, from {system}/time, strength (R, N, E, K)."""
+    """Panels for `dynamics`, with a closed form where there is one."""
     panels = []
-    for system in present(systems, results):
-        time, by_task = results[f"{system}/time"], results[f"{system}/strength"].mean(2)
+    for system in systems:
+        time, strength, stderr = curve(results, system)
         index, order = (summary["systems"][system][name] for name in ("staggering", "order"))
         note = f"index {index:.2f}" if index < 10 else f"index {index:.0f}"
         seen = "all at once" if index < 1.5 else "one after another"        # 1.5 is our choice
@@ -327,21 +347,17 @@ def panels_of(systems, results, summary):
             seen = "not all are learned" if index == np.inf else ""
         if np.isfinite(order):
             note += f", order {round(order, 2) + 0:.2f}"    # + 0: never -0.00
-        panel = dict(title=f"{NAMES[system]}\n{seen}", note=note, time=time,
-                     strength=by_task.mean(1), log=time[-1] > 100 and np.ptp(np.diff(time)) > 0,
+        panel = dict(title=f"{NAMES[system]}\n{seen}", note=note, time=time, strength=strength,
+                     stderr=stderr, log=time[-1] > 100 and np.ptp(np.diff(time)) > 0,
                      xlabel="trials" if system in COUNT_TRIALS else "gradient steps")
-        if by_task.shape[1] > 1:
-            panel["stderr"] = by_task.std(1, ddof=1) / np.sqrt(by_task.shape[1])
-        if f"{system}_theory/strength" in results:
-            panel["theory"] = results[f"{system}_theory/strength"].mean((1, 2))
+        if f"{system}_theory/time" in results:
+            _, panel["theory"], _ = curve(results, f"{system}_theory")
         panels.append(panel)
     return panels
 
 def of_all_families(results, summary, controls, clock, folder):
     """What every family shows; controls: of what systems; clock: a Learner whose time is trials."""
-    figures = dict(dynamics=THREE, controls=controls)
-    if present([clock], results):
-        figures["clock"] = (clock, "meta", "bayes")
+    figures = dict(dynamics=THREE, controls=controls, clock=(clock, "meta", "bayes"))
     for name, systems in figures.items():
         dynamics(panels_of(systems, results, summary), results["modes"], folder / name)
     outer_loop(results, folder / "outer_loop")
@@ -385,10 +401,92 @@ def bandit(results, summary, folder):
         panels.append((f"Contexts at {condition}", xlabel, names, meta, bayes))
     ood_bars(panels, folder / "ood")
 
-def overview(runs, path):
-    """A row a family; Learner, Meta-Learner, Bayes. runs: family to its results."""
-    panels = []
-    for family, results in runs.items():
-        for panel in panels_of(THREE, results, results.summary):
-            panels.append(dict(panel, labels=results["modes"], ylabel=NAMES[family]))
-    dynamics(panels, [], path)
+# ------------------------------------------------------------ tables, for people
+def shown(value):
+    """A number as a person reads it; "-" where it is undefined or a mode is not reached."""
+    if not math.isfinite(value):
+        return "-"
+    digits = 2 if abs(value) < 9.995 else 1 if value < 99.95 else 0
+    return f"{round(value, digits) + 0:.{digits}f}"         # + 0: never -0.00
+
+def printed(summary):
+    """A summary as a table to print."""
+    lines = ["Half-time of each mode; index: latest over earliest, of averages over repeats, and",
+             "within a repeat; order: how alike repeats are, 1 the same order, 0 one by chance", ""]
+    head = "".join(f"{k + 1:6}" for k in range(len(summary["follows_bayes"])))
+    lines.append(f"{'':32}{head}  index [95% CI]      within  order")
+    for system, row in summary["systems"].items():
+        name = f"{NAMES[system]} ({'trials' if system in COUNT_TRIALS else 'steps'})"
+        half = "".join(f"{shown(t):>6}" for t in row["half_times"])
+        low, high = map(shown, row["staggering_ci"])
+        index = f"{shown(row['staggering']):>5} [{low}, {high}]"
+        lines.append(f"{name:32}{half}  {index:19}{shown(row['within']):>7}"
+                     f"{shown(row['order']):>7}")
+    low, high = summary["captured_ci"]
+    follows = " ".join(map(shown, summary["follows_bayes"]))
+    return "\n".join([*lines, "", f"Captured fraction κ = {summary['captured']:.3f} "
+                      f"[{low:.3f}, {high:.3f}]; half-times follow those of Bayes: {follows}"])
+
+def write_csv(path, columns, rows):
+    """Writes rows of numbers and words under the names of their columns. path: a Path."""
+    with whole(path) as unfinished, open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+def tables(results, folder):
+    """The CSV files of a run, into a folder, a Path that exists; modes count from 1."""
+    rows = []
+    for system in all_systems(results):
+        time, strength, stderr = curve(results, system)
+        for k, mode in enumerate(zip(strength.T, stderr.T), 1):
+            rows += [(system, k, *row) for row in zip(time, *mode)]
+    write_csv(folder / "dynamics.csv", ("system", "mode", "time", "strength", "stderr"), rows)
+    rows = []
+    for system in "prior", "meta", "bayes":
+        values = results[f"performance/{system}"]                                   # (n, T)
+        stderr = values.std(0, ddof=1) / len(values) ** 0.5
+        rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
+    write_csv(folder / "performance.csv", ("system", "trial", "value", "stderr"), rows)
+    strength, half = results["outer_loop/strength"].mean((1, 2)), results["outer_loop/half_time"]
+    step, value = results["outer_loop/step"], results["outer_loop/value"]
+    rows = [(step[i], k + 1, strength[i, k], half[i, k], value[i])
+            for k, i in np.ndindex(half.shape[::-1])]
+    columns = "outer_step", "mode", "strength", "half_time", "value"
+    write_csv(folder / "outer_loop.csv", columns, rows)
+    write_csv(folder / "ood.csv", results["ood"].dtype.names, results["ood"].tolist())
+
+def numbers(values, path=""):
+    """Every number of a summary by its path there: {"systems/meta/half_times/1": 3.2, ...}."""
+    if isinstance(values, list):
+        values = dict(enumerate(values, 1))
+    if not isinstance(values, dict):
+        return {path.removeprefix("/"): values}
+    found = {}
+    for name, value in values.items():
+        found |= numbers(value, f"{path}/{name}")
+    return found
+
+def overview(runs, folder):
+    """What several runs say together: overview.csv, every number of each seed's summary.json with
+    its median, range and standard error over seeds; and a figure of the first seed, a row a family.
+    Returns the chief numbers as text. runs: by family a list of results, one a seed."""
+    rows, panels, lines = [], [], [f"{'':38}median over seeds [lowest, highest]"]
+    for family, several in runs.items():
+        for panel in panels_of(THREE, several[0], several[0].summary):
+            panels.append(dict(panel, labels=several[0]["modes"], ylabel=NAMES[family]))
+        by_seed = [numbers(results.summary) for results in several]
+        for name in by_seed[0]:
+            values = [found[name] for found in by_seed]
+            median, low, high = np.median(values), min(values), max(values)
+            finite = len(values) > 1 and np.isfinite(values).all()
+            stderr = np.std(values, ddof=1) / len(values) ** 0.5 if finite else math.nan
+            rows.append((family, name, median, low, high, stderr, *values))
+            if name == "captured" or name.removeprefix("systems/") in CHIEF:
+                lines.append(f"{family:12}{name.removeprefix('systems/'):24}{shown(median):>5} "
+                             f"[{shown(low)}, {shown(high)}]")
+    seeds = [f"seed{results.config.seed}" for results in several]
+    columns = "family", "number", "median", "low", "high", "stderr", *seeds
+    write_csv(folder / "overview.csv", columns, rows)
+    dynamics(panels, [], folder / "overview")
+    return "\n".join(lines)

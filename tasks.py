@@ -36,8 +36,8 @@ class FeatureRegression:
         features(x)             what phi is: (..., Dx) to (..., F)
         inputs(n, generator)    how x is drawn: (n, T, Dx)
         queries(generator)      at which points a function is read: (Q, Dx)
-        read_modes(f, xq, W)    which of W's modes a function has: f (E, T + 1, Q, Dy) to
-                                strengths (T + 1, E, K) and other readings by name, (T + 1,) each
+        read_modes(f, xq, W)    which modes of tasks W (N, Dy, F) functions f (N, E, T + 1, Q, Dy)
+                                have, seen at xq (Q, Dx): as `inner_loop` returns them
     """
 
     def sample(self, n, generator):
@@ -65,27 +65,18 @@ class FeatureRegression:
     @torch.no_grad()
     def score(self, predictor, x, y):
         """Squared error, averaged over outputs, of each episode and trial: (B, T), on the CPU."""
-        def squared_error(x, y):
-            """Of a chunk of the episodes."""
-            return (predictor.predict(x, y).cpu() - y).square().mean(-1)
-        return in_chunks(squared_error, x, y)
+        guess = in_chunks(lambda x, y: predictor.predict(x, y).cpu(), x, y)
+        return (guess - y).square().mean(-1)
 
     @torch.no_grad()
     def inner_loop(self, predictor, W, xq, x, y):
         """What a predictor has learned of each task before each trial and after the last, in
         episodes as from `evaluation_episodes`. Returns strengths (T + 1, N, E, K) and the probe's
-        other readings by name, (T + 1, N) each."""
-        def answers(x, y):
-            """Of a chunk of the episodes."""
-            return predictor.query(x, y, xq).cpu()
-        f = in_chunks(answers, x.flatten(0, 1), y.flatten(0, 1)).unflatten(0, x.shape[:2])
-        strengths, readings = [], []
-        for w, f_w in zip(W, f):
-            strength, reading = self.read_modes(f_w, xq, w)
-            strengths.append(strength)
-            readings.append(reading)
-        together = {name: torch.stack([r[name] for r in readings], 1) for name in readings[0]}
-        return torch.stack(strengths, 1), together
+        other readings by name, means over tasks, (T + 1,) each."""
+        flat = x.flatten(0, 1), y.flatten(0, 1)
+        f = in_chunks(lambda x, y: predictor.query(x, y, xq).cpu(), *flat)
+        strength, readings = self.read_modes(f.unflatten(0, x.shape[:2]), xq, W)
+        return strength.movedim(2, 0).contiguous(), readings
 
 class Prior:
     """The predictor that never learns: the prior mean of every family here, zero."""
@@ -221,17 +212,14 @@ class LinearRegression(FeatureRegression):
         return torch.cat([half, -half])
 
     def read_modes(self, f, xq, W):
-        """What functions f (E, T + 1, Q, dim), seen at xq, have of the modes of W (dim, dim).
-
-        Returns strengths (T + 1, E, K), and the mean off-diagonal residual and the R^2 of the
-        linear probe, pooled over episodes; 1 where there is nothing to explain (Bayes at first).
-        """
-        U, V, s = (part.to(f) for part in singular_modes(W))
+        """Strengths (N, E, T + 1, K) of singular modes; the mean off-diagonal residual, and the R^2
+        of the linear probe, pooled over episodes; 1 where there is nothing to explain (Bayes at
+        first)."""
+        U, V, s = (part.to(f)[:, None, None] for part in singular_modes(W))
         fitted, residual, total = linear_probe(f, xq)
-        r_squared = 1 - residual.sum(0) / total.sum(0).clamp_min(1e-12)
-        residue = off_diagonal(fitted, U, V, s).mean(0)
-        strength = mode_strength(fitted, U, V, s).movedim(0, 1)
-        return strength, dict(r_squared=r_squared, off_diagonal=residue)
+        r_squared = (1 - residual.sum(1) / total.sum(1).clamp_min(1e-12)).mean(0)
+        residue = off_diagonal(fitted, U, V, s).mean((0, 1))
+        return mode_strength(fitted, U, V, s), dict(r_squared=r_squared, off_diagonal=residue)
 
 # ---------------------------------------------------------------- nonlinear regression
 def fourier_strength(f, target, frequencies):
@@ -279,23 +267,22 @@ class FourierRegression(FeatureRegression):
         """x ~ U[0, 1): (n, T, 1)."""
         return torch.rand(n, self.trials, 1, generator=generator)
 
-    def evaluation_tasks(self, n, amplitudes, generator):
-        """n tasks of given amplitudes (K,) and random phases, as weights (n, 1, 2 K)."""
+    def evaluation_tasks(self, n, generator):
+        """n tasks with every frequency at the amplitude that the prior expects, at random phases:
+        weights (n, 1, 2 K)."""
+        amplitude = (2 * self.weight_var) ** 0.5
         phase = 2 * math.pi * torch.rand(n, 1, len(self.frequencies), generator=generator)
-        return torch.cat([amplitudes * phase.cos(), amplitudes * phase.sin()], -1)
+        return amplitude * torch.cat([phase.cos(), phase.sin()], -1)
 
     def queries(self, generator=None):
         """A uniform grid on the circle, (grid, 1), so that the modes can be read by FFT."""
         return torch.arange(self.grid)[:, None] / self.grid
 
     def read_modes(self, f, xq, W):
-        """What functions f (E, T + 1, grid, 1), seen at xq, have of the frequencies of W (1, 2 K).
-
-        Returns strengths (T + 1, E, K) and the mean energy outside the target's band (T + 1,).
-        """
-        target = (self.features(xq) @ W.mT)[..., 0]
+        """Strengths (N, E, T + 1, K) of frequencies, and the mean energy outside the band."""
+        target = (self.features(xq) @ W.mT)[:, None, None, :, 0]
         strength, outside = fourier_strength(f[..., 0], target, self.frequencies)
-        return strength.movedim(0, 1), dict(outside=outside.mean(0))
+        return strength, dict(outside=outside.mean((0, 1)))
 
 # ---------------------------------------------------------------- contextual bandits
 class ContextualBandit:
@@ -369,20 +356,15 @@ class ContextualBandit:
 
     def score(self, agent, correct, contexts, luck):
         """The reward of each episode and trial: (B, T)."""
-        def rewards(*episodes):
-            """Of a chunk of the episodes."""
-            return self.play(agent, *episodes)[0]
-        return in_chunks(rewards, correct, contexts, luck, size=2048)
+        return in_chunks(lambda *episodes: self.play(agent, *episodes)[0], correct, contexts, luck,
+                         size=2048)
 
     def inner_loop(self, agent, renamed, contexts, luck):
         """What an agent has learned of each task before each trial and after the last, in episodes
         as from `evaluation_episodes`. Returns strengths (T + 1, N, E, C), and no other readings."""
-        def probability(*episodes):
-            """J in a chunk of the episodes."""
-            return self.play(agent, *episodes)[1]
         flat = [part.flatten(0, 1) for part in (renamed, contexts, luck)]
-        J = in_chunks(probability, *flat, size=2048).unflatten(0, renamed.shape[:2])
-        return self.strength(J).movedim(2, 0), {}
+        J = in_chunks(lambda *episodes: self.play(agent, *episodes)[1], *flat, size=2048)
+        return self.strength(J).unflatten(0, renamed.shape[:2]).movedim(2, 0), {}
 
     def strength(self, J):
         """S = (J - 1/A) / (1 - 1/A): 0 at chance, 1 when the correct action is certain."""
@@ -396,14 +378,11 @@ class ContextualBandit:
         action out. Hence E[min(n_t + 1, A)] / A with n_t ~ Binomial(t, rate of the context).
         (Derived here; always taking the action most likely to be right is optimal in this bandit.)
         """
-        t = torch.arange(self.trials + 1.0, dtype=torch.float64)[:, None, None]      # (T + 1, 1, 1)
-        n = torch.arange(self.trials + 1.0, dtype=torch.float64)                     # (T + 1,)
-        p = self.rates.double()[:, None]                                             # (C, 1)
-        failures = (t - n).clamp_min(0)
-        log_choose = torch.lgamma(t + 1) - torch.lgamma(n + 1) - torch.lgamma(failures + 1)
-        log_binomial = log_choose + torch.xlogy(n, p) + torch.xlogy(failures, 1 - p)
-        binomial = torch.where(n <= t, log_binomial.exp(), 0)
-        return (binomial * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
+        n = torch.arange(self.trials + 1.0, dtype=torch.float64)
+        t, rates = n[:, None, None], self.rates.double()[:, None]        # (T + 1, 1, 1), (C, 1)
+        binomial = torch.distributions.Binomial(t, rates, validate_args=False)
+        chance = torch.where(n <= t, binomial.log_prob(n).exp(), 0)      # (T + 1, C, T + 1)
+        return (chance * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
 def shared_answers(correct):
     """In how many contexts of its task a context's correct action is correct: (..., C) to
