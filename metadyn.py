@@ -101,22 +101,23 @@ class Bandit(Config):
     hidden: int = option(96, "units of the Meta-Learner's core", 1)
     layers: int = option(1, "layers of the core", 1)
     batch: int = option(256, "episodes in an outer step", 1)
-    outer_steps: int = option(700, "updates of the Meta-Learner's weights", 1)
+    outer_steps: int = option(1000, "updates of the Meta-Learner's weights", 1)
     entropy: float = option(0.02, "weight of the entropy bonus at first, falling to zero")
     learner_lr: float = option(0.5, "the Learner's step size", TINY)
     learner_steps: int = option(2000, "the Learner's gradient steps, and trials online", 2)
     learner_starts: int = option(64, "random starts of each task", 1)
     learner_sd: float = option(0.1, "standard deviation of the first logits (near-uniform)")
 
-CHOICES = dict(                                           # where --core, --outer-optimizer differ
-    attention=dict(muon_lr=0.02, adam_lr=0.003), adam=dict(adam_lr=0.003))
+ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
+ATTENTION = dict(muon_lr=0.02, adam_lr=0.003)             # where --core attention differs, and its
+ATTENTION_STEPS = dict(linreg=2600, nonlinreg=2000, bandit=380)    # steps in the LSTM's time
 QUICK = dict(                                             # where --quick differs
     linreg=dict(dim=2, singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),
     nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
                    bandpass_steps=100, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
                    learner_steps=400, learner_starts=2),
-    bandit=dict(contexts=4, actions=4, trials=32, hidden=64, batch=128, outer_steps=600,
+    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=600,
                 muon_lr=0.1, adam_lr=0.03, learner_steps=800, learner_starts=32),
 )
 
@@ -415,7 +416,6 @@ def outer_loop(config, prior, targets, predictors, results, path, controls=None)
     learned of the evaluation tasks, and of control tasks, at the last trial."""
     fresh = fresh_episodes(config, prior)
     bounds = [prior.score(predictors[system], *fresh).mean() for system in ("prior", "bayes")]
-    some = [part[:256] for part in fresh]
     few = min(2, config.eval_episodes)
     episodes = prior.evaluation_episodes(targets, few, stream(config, "snapshots"))
     trials = torch.arange(config.trials + 1.0)
@@ -423,8 +423,9 @@ def outer_loop(config, prior, targets, predictors, results, path, controls=None)
     def snapshot(model):
         """What the outer loop notes at one of its steps."""
         strength, _ = prior.inner_loop(model, *episodes)
-        seen = dict(strength=strength[-1].clone(), value=prior.score(model, *some).mean(),
-                    half_time=learners.half_time(strength.mean((1, 2)), trials))
+        seen = dict(strength=strength[-1].clone(),
+                    half_time=learners.half_time(strength.mean((1, 2)), trials),
+                    value=prior.score(model, *(part[:256] for part in fresh)).mean())
         if controls is not None:
             alike = prior.evaluation_episodes(controls, few, stream(config, "snapshots"))
             seen["equal"] = prior.inner_loop(model, *alike)[0][-1].mean((1, 2))
@@ -472,9 +473,9 @@ FAMILIES = dict(                                          # settings, experiment
 SHARED = "seed", "device", "core", "outer_steps", "outer_optimizer"        # what `all` passes on
 
 def run(family, out=None, quick=False, fresh=False, **settings):
-    """What `python metadyn.py FAMILY` does: runs, resumes or redraws an experiment in `out`, by
-    default runs/FAMILY. settings: as on the command line, with underscores. Returns `Results`.
-    Raises Mistake (a ValueError), and FloatingPointError if learning diverged."""
+    """What `python metadyn.py FAMILY` does, in `out`, by default runs/FAMILY. settings: as on the
+    command line, with underscores. Returns Results. Raises Mistake (a ValueError), and
+    FloatingPointError if learning diverged."""
     return carry_out(family, *prepare(family, out or f"runs/{family}", quick, fresh, settings))
 
 def carry_out(family, config, folder):
@@ -503,13 +504,12 @@ def write_json(path, values):
 
 class Mistake(ValueError):
     """A mistake by the user, told in one line: the option, what was given and what is allowed."""
-
     def __init__(self, option, given, allowed):
         super().__init__(f"{option}: {given} given, allowed: {allowed}")
 
 def prepare(family, out, quick, fresh, settings):
-    """The config of a run and its folder, with config.json in it: written now, or compared with
-    this run's settings. Raises Mistake, meta.Unreadable."""
+    """The config of a run and its folder, where config.json holds the same. Raises Mistake,
+    meta.Unreadable."""
     config, folder = configure(family, quick, settings), Path(out)
     path = folder / "config.json"
     wanted = json.loads(json.dumps(dict(family=family, **asdict(config))))
@@ -534,8 +534,10 @@ def configure(family, quick, settings):
     """A family's config: its defaults, those of a choice like --quick, the settings given. Raises
     Mistake."""
     defaults = QUICK[family] if quick else {}
-    for choice in settings.get("core"), settings.get("outer_optimizer"):
-        defaults = defaults | CHOICES.get(choice, {})
+    if settings.get("core") == "attention":
+        defaults = dict(outer_steps=ATTENTION_STEPS[family]) | defaults | ATTENTION
+    if settings.get("outer_optimizer") == "adam":
+        defaults = defaults | ADAM
     config = FAMILIES[family][0](**defaults | settings)
     for setting in fields(config):
         name, given = "--" + setting.name.replace("_", "-"), getattr(config, setting.name)
@@ -562,7 +564,6 @@ def configure(family, quick, settings):
 # ---------------------------------------------------------------- the command line
 class OneLineParser(argparse.ArgumentParser):
     """argparse, with its errors in one line."""
-
     def error(self, message):
         raise argparse.ArgumentError(None, message.removeprefix("argument "))
 
@@ -593,8 +594,7 @@ def make_parser():
     return parser
 
 def plan(family, out, quick, fresh, seeds, **settings):
-    """The runs that a command asks for, as (family, config, folder), all checked before the first
-    begins. Raises Mistake."""
+    """The runs of a command, (family, config, folder) each, checked before the first begins."""
     if seeds < 1:
         raise Mistake("--seeds", seeds, "at least 1")
     first, jobs = settings.get("seed", 0), []
@@ -606,8 +606,7 @@ def plan(family, out, quick, fresh, seeds, **settings):
     return jobs
 
 def main(arguments=None):
-    """Runs the command line. Returns the exit status: 0, 1 for a failure, 2 for a user's mistake,
-    130 for Ctrl-C."""
+    """Runs a command line. Returns 0, 1 for a failure, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
         command = vars(make_parser().parse_args(arguments))
         jobs, runs = plan(**command), {}
