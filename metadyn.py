@@ -110,7 +110,7 @@ class Bandit(Config):
 
 ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
 ATTENTION = dict(muon_lr=0.02, adam_lr=0.003)             # where --core attention differs, and its
-ATTENTION_STEPS = dict(linreg=2600, nonlinreg=2000, bandit=380)    # steps in the LSTM's time
+ATTENTION_STEPS = dict(linreg=2600, nonlinreg=2000, bandit=260)    # steps in the LSTM's time
 QUICK = dict(                                             # where --quick differs
     linreg=dict(dim=2, singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),

@@ -441,19 +441,18 @@ def tables(results, folder):
         time, strength, stderr = curve(results, system)
         for k, mode in enumerate(zip(strength.T, stderr.T), 1):
             rows += [(system, k, *row) for row in zip(time, *mode)]
-    write_csv(folder / "dynamics.csv", ("system", "mode", "time", "strength", "stderr"), rows)
+    write_csv(folder / "dynamics.csv", "system mode time strength stderr".split(), rows)
     rows = []
     for system in "prior", "meta", "bayes":
         values = results[f"performance/{system}"]                                   # (n, T)
         stderr = values.std(0, ddof=1) / len(values) ** 0.5
         rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
-    write_csv(folder / "performance.csv", ("system", "trial", "value", "stderr"), rows)
+    write_csv(folder / "performance.csv", "system trial value stderr".split(), rows)
     strength, half = results["outer_loop/strength"].mean((1, 2)), results["outer_loop/half_time"]
     step, value = results["outer_loop/step"], results["outer_loop/value"]
     rows = [(step[i], k + 1, strength[i, k], half[i, k], value[i])
             for k, i in np.ndindex(half.shape[::-1])]
-    columns = "outer_step", "mode", "strength", "half_time", "value"
-    write_csv(folder / "outer_loop.csv", columns, rows)
+    write_csv(folder / "outer_loop.csv", "outer_step mode strength half_time value".split(), rows)
     write_csv(folder / "ood.csv", results["ood"].dtype.names, results["ood"].tolist())
 
 def numbers(values, path=""):

@@ -773,15 +773,28 @@ def test_code_of_the_readme_runs_as_printed(code, promised, tmp_path, monkeypatc
     printed = re.findall(r"\d+\.\d+", capsys.readouterr().out)[-1]
     assert float(printed) == pytest.approx(float(promised), rel=0.1)
 
+def numbers_of(file):
+    """The rows of an overview: family, number, and the rest by column, as the README shows them."""
+    for row in csv.DictReader((HERE / "figures" / file).open(encoding="utf-8")):
+        family, number = row.pop("family"), row.pop("number")
+        kappa = number == "captured"                      # has three digits
+        yield family, number, {name: f"{float(value):.3f}" if kappa else plots.shown(float(value))
+                               for name, value in row.items()}
+
+@pytest.mark.parametrize("core, file", [("LSTM", "overview.csv"), ("attention", "attention.csv")])
+def test_the_table_of_attention_in_the_readme_is_that_of_the_runs_of_seed_1(core, file):
+    of = {(family, number): row["seed1"] for family, number, row in numbers_of(file)}
+    for family in TINY:
+        follows = sorted(of[family, f"follows_bayes/{k}"] for k in range(1, 6))
+        cells = [of[family, "captured"], of[family, "systems/meta/staggering"],
+                 of[family, "systems/meta/order"], f"{follows[0]} to {follows[-1]}",
+                 ", ".join(of[family, f"outer_loop/half_times/{k}"] for k in range(1, 6))]
+        assert f"{core} | {' | '.join(cells)} |" in README
+
 def test_the_readme_has_eight_exercises_and_its_intervals_are_those_of_the_overview():
     assert len(EXERCISES) == 8 and len(EXAMPLES) >= 3
-    _, *rows = csv.reader((HERE / "figures" / "overview.csv").open(encoding="utf-8"))
-    known = set()
-    for _, name, *values in rows:
-        kappa = name == "captured"                        # has three digits
-        median, low, high = (f"{float(value):.3f}" if kappa else plots.shown(float(value))
-                             for value in values[:3])
-        known.add(f"{median} [{low}, {high}]")
+    known = {f"{row['median']} [{row['low']}, {row['high']}]"
+             for _, _, row in numbers_of("overview.csv")}
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     intervals = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", prose)
     assert len(intervals) > 20 and set(intervals) <= known
