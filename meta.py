@@ -280,7 +280,7 @@ def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapsh
     if path.exists():
         first, snapshots = restore(path, settings, model, optimizers, generator)
     wanted = spaced_steps(steps / 200, steps, 40) if snapshot else []
-    save_every = max(1, steps // 50)
+    save_every = max(1, steps // 25)
     for step in range(first, steps + 1):
         if step in wanted:
             with torch.no_grad():

@@ -489,7 +489,7 @@ def carry_out(family, config, folder):
         meta.keep_freed_memory()
         results = experiment(config, folder)
         with plots.whole(path) as file:
-            np.savez_compressed(file, **results)
+            np.savez(file, **results)
     results.config, results.folder, results.summary = config, folder, learners.summarise(results)
     write_json(folder / "summary.json", results.summary)
     plots.tables(results, folder)
