@@ -184,15 +184,13 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
                  weight=None, at=None):
     r"""Full-batch Adam of one ReLU network a target: L = mean over the points of (f(x) - y)^2.
 
-    Frequencies of the target are learned from low to high (spectral bias; Rahaman et al. 2018,
-    Xu et al. 2018). No closed form. Initial weights and biases are U(-1, 1) / sqrt(fan-in),
-    torch's own law for nn.Linear.
+    Low frequencies of the target are learned first (spectral bias; Rahaman et al. 2018, Xu et al.
+    2018). First weights and biases are U(-1, 1) / sqrt(fan-in), torch's own law for nn.Linear.
 
     x, target: (..., G) the points; layers: how many hidden ones, of `hidden` units; weight:
     (..., G), how much each point counts, summing to 1 in a network, if not all alike; at: (Q,),
     where to look at the functions, if not at x.
-    Returns steps (R,), 0 first, and the functions f (R, ..., Q) at those steps. Raises
-    FloatingPointError if it diverges.
+    Returns steps (R,), 0 first, functions f (R, ..., Q). Raises FloatingPointError if it diverges.
     """
     ensemble = x.shape[:-1]
     points = x.reshape(-1, x.shape[-1], 1)                                          # (S, G, 1)

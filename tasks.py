@@ -37,7 +37,7 @@ class FeatureRegression:
         inputs(n, generator)    how x is drawn: (n, T, Dx)
         queries(generator)      at which points a function is read: (Q, Dx)
         read_modes(f, xq, W)    which modes of tasks W (N, Dy, F) functions f (N, E, T + 1, Q, Dy)
-                                have, seen at xq (Q, Dx): as `inner_loop` returns them
+                                have: strengths (N, E, T + 1, K), other readings by name (T + 1,)
     """
 
     def sample(self, n, generator):
