@@ -1,7 +1,7 @@
 r"""The Meta-Learner: a network that learns within an episode in its activations, and the outer loop
 that trains its weights.
 
-    model = MetaLearner(prior.input_size, prior.outputs, hidden=128, layers=2, generator=generator)
+    model = MetaLearner(prior, hidden=128, layers=2, generator=generator)
     model.predict(x, y)              # (B, T, Dy), the same calls as tasks.Bayes
     model.query(x, y, xq)            # (B, T + 1, Q, Dy)
 
