@@ -180,20 +180,18 @@ def shallow_theory(s, w0, t):
 
 # ---------------------------------------------------------------- ReLU networks
 @torch.enable_grad()
-def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator=None,
-                 weight=None, at=None):
+def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator=None, at=None):
     r"""Full-batch Adam of one ReLU network a target: L = mean over the points of (f(x) - y)^2.
 
     Low frequencies of the target are learned first (spectral bias; Rahaman et al. 2018, Xu et al.
     2018). First weights and biases are U(-1, 1) / sqrt(fan-in), torch's own law for nn.Linear.
 
-    x, target: (..., G) the points; layers: how many hidden ones, of `hidden` units; weight:
-    (..., G), how much each point counts, summing to 1 in a network, if not all alike; at: (Q,),
-    where to look at the functions, if not at x.
+    x, target: (..., G) the points; layers: how many hidden ones, of `hidden` units; at: (Q,), where
+    to look at the functions, if not at x.
     Returns steps (R,), 0 first, functions f (R, ..., Q). Raises FloatingPointError if it diverges.
     """
     ensemble = x.shape[:-1]
-    points = x.reshape(-1, x.shape[-1], 1)                                          # (S, G, 1)
+    points = x.flatten(0, -2)[..., None]                                            # (S, G, 1)
     looked_at = points if at is None else at[:, None].expand(len(points), -1, -1)
     widths = [1] + [hidden] * layers + [1]
     network = []
@@ -208,7 +206,6 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
             h = torch.baddbmm(b, h.relu() if i else h, W)
         return h[..., 0].unflatten(0, ensemble)
 
-    weight = torch.full(x.shape, 1 / x.shape[-1]) if weight is None else weight
     opt = torch.optim.Adam([p for layer in network for p in layer], lr=lr, fused=True)
     recorded, functions = [], []
     for step in range(steps + 1):
@@ -217,7 +214,7 @@ def relu_network(x, target, lr, steps, hidden=128, layers=4, every=10, generator
             recorded.append(step)
             functions.append((f if at is None else forward(looked_at)).detach())
         opt.zero_grad()
-        (weight * (f - target).square()).sum().backward()     # a sum keeps the networks apart
+        (f - target).square().mean(-1).sum().backward()       # a sum keeps the networks apart
         opt.step()
     return torch.tensor(recorded), finite(torch.stack(functions))
 
@@ -225,11 +222,12 @@ def relu_network_by_trial(x, y, trials, at, lr, steps, hidden, layers, generator
     """A Learner whose clock is data: for each t in `trials` (Q,) a ReLU network of its own on the
     first t trials of each episode, x and y (..., T, 1). Returns the functions that it has after
     all steps, at the points `at` (G,): (Q, ..., G)."""
-    x, y = (z[..., 0].expand(len(trials), *z.shape[:-1]) for z in (x, y))           # (Q, ..., T)
-    seen = (torch.arange(x.shape[-1]) < trials[:, None]) / trials.clamp_min(1)[:, None]
-    seen = seen.view(len(trials), *[1] * (x.ndim - 2), -1)
-    _, f = relu_network(x, y, lr, steps, hidden, layers, steps, generator, seen, at)
-    return f[-1]
+    functions = []
+    for t in trials:
+        _, f = relu_network(x[..., :t, 0], y[..., :t, 0], lr, steps, hidden, layers, steps,
+                            generator, at)
+        functions.append(f[-1])
+    return torch.stack(functions)
 
 # ---------------------------------------------------------------- policy gradient
 def reward_gradient(logits, correct, rates):

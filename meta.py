@@ -27,21 +27,21 @@ class Network(nn.Module):
     """ReLU layers, a core, a ReLU layer, and a linear head.
 
     core: "lstm", or "attention" for episodes of so many trials, behind one more linear layer;
-    encoder: how many ReLU layers, of `hidden` units, stand before the core; one stands after it.
+    encoder: units of the ReLU layer before the core, 0 for none; one of `hidden` stands after it.
     """
 
     def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm", encoder=0):
         super().__init__()
         with torch.random.fork_rng(devices=()):           # torch draws from its global generator
             torch.manual_seed(generator.initial_seed())
-            self.encoder = relu_layers(inputs, hidden, encoder)
-            width = hidden if encoder else inputs
+            self.encoder = relu_layer(inputs, encoder) if encoder else nn.Sequential()
+            width = encoder or inputs
             if core == "lstm":
                 self.core = nn.LSTM(width, hidden, layers, batch_first=True)
             else:
                 self.encoder.append(nn.Linear(width, hidden))
                 self.core = Attention(hidden, layers, trials)
-            self.decoder = relu_layers(hidden, hidden, 1)
+            self.decoder = relu_layer(hidden, hidden)
             self.head = nn.Linear(hidden, outputs)
 
     def forward(self, inputs, state=None):
@@ -136,13 +136,9 @@ class Block(nn.Module):
         h = h + self.out(looked_up.transpose(1, 2).flatten(2))
         return h + self.down(self.up(self.norms[1](h)).relu()), key, value
 
-def relu_layers(inputs, hidden, n):
-    """n layers of `hidden` ReLU units, the first on `inputs` numbers; without any, the identity."""
-    layers = nn.Sequential()
-    for i in range(n):
-        layers.append(nn.Linear(hidden if i else inputs, hidden))
-        layers.append(nn.ReLU())
-    return layers
+def relu_layer(inputs, units):
+    """A layer of ReLU units."""
+    return nn.Sequential(nn.Linear(inputs, units), nn.ReLU())
 
 def delayed(y):
     """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""

@@ -9,8 +9,7 @@ r"""metadyn: how structure is learned, by Learners, Meta-Learners and Bayes-opti
     time, strength, stderr = results.curve("meta")       # (R,), (R, K), (R, K), ready to plot
 
 In this file: settings; three experiments, each to be read straight down; the steps that they share;
-from a command to its results. Reproduces Rabinowitz 2019, arXiv 1905.01320. Left out on purpose:
-sweeps, logging services.
+from a command to results. Rabinowitz 2019, arXiv 1905.01320. Left out: sweeps, logging services.
 """
 import argparse
 import json
@@ -45,7 +44,7 @@ class Config:
     core: str = option("lstm", "the Meta-Learner's core", choices=["lstm", "attention"])
     hidden: int = option(128, "units of the Meta-Learner's core", 1)
     layers: int = option(2, "layers of the core", 1)
-    encoder: int = option(0, "ReLU layers before the core")
+    encoder: int = option(0, "ReLU units before the core, 0 for none")
     batch: int = option(128, "episodes in an outer step", 1)
     outer_steps: int = option(4000, "updates of the Meta-Learner's weights", 1)
     outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=["muon", "adam"])
@@ -80,10 +79,10 @@ class Nonlinreg(Config):
     frequencies: int = option(5, "how many frequencies: the prior has 1 ... K", 2)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(40, "trials in an episode", 2)
-    encoder: int = option(1, "ReLU layers before the core")
+    encoder: int = option(32, "ReLU units before the core, 0 for none")
     muon_lr: float = option(0.08, "peak learning rate of Muon, on the core's matrices", TINY)
-    outer_steps: int = option(3000, "updates of the Meta-Learner's weights", 1)
-    bandpass_steps: int = option(300, "further ones with the upper half of the band alone", 1)
+    outer_steps: int = option(3100, "updates of the Meta-Learner's weights", 1)
+    bandpass_steps: int = option(400, "further ones, of half the batch, on the upper band", 1)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
     learner_lr: float = option(3e-3, "the Learner's learning rate (Adam)", TINY)
     learner_steps: int = option(800, "the Learner's gradient steps", 1)
@@ -109,8 +108,10 @@ class Bandit(Config):
     learner_sd: float = option(0.1, "standard deviation of the first logits (near-uniform)")
 
 ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
-ATTENTION = dict(muon_lr=0.02, adam_lr=0.003)             # where --core attention differs, and its
-ATTENTION_STEPS = dict(linreg=2600, nonlinreg=2000, bandit=260)    # steps in the LSTM's time
+ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)       # where --core attention differs, and by
+ATTENTION = dict(                                         # family, steps being those of equal time
+    linreg=dict(outer_steps=2600), nonlinreg=dict(outer_steps=2000, encoder=128),
+    bandit=dict(outer_steps=260))
 QUICK = dict(                                             # where --quick differs
     linreg=dict(dim=2, singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),
@@ -196,13 +197,12 @@ def nonlinreg(config, folder):
     results.add("learner_rising", *relu_learner(config, prior, W * rising.repeat(2), circle)[:2])
     results.lap("learners")
 
-    # the Meta-Learner's outer loop; then a second one goes on from its weights with the upper half
-    # of the band alone (from new weights it would take as long again)
+    # the Meta-Learner's outer loop; a second one goes on from its weights with the upper band alone
     model, bandpass_model = new_meta_learner(config, prior), new_meta_learner(config, bandpass)
     predictors = dict(prior=tasks.Prior(), meta=model, bayes=tasks.Bayes(prior))
     outer_loop(config, prior, W, predictors, results, folder / "checkpoint.pt")
     bandpass_model.load_state_dict(model.state_dict())
-    shorter = replace(config, outer_steps=config.bandpass_steps)
+    shorter = replace(config, outer_steps=config.bandpass_steps, batch=config.batch // 2)
     train(shorter, bandpass, bandpass_model, folder / "checkpoint_bandpass.pt")
     results.lap("outer_loop")
 
@@ -535,7 +535,7 @@ def configure(family, quick, settings):
     Mistake."""
     defaults = QUICK[family] if quick else {}
     if settings.get("core") == "attention":
-        defaults = dict(outer_steps=ATTENTION_STEPS[family]) | defaults | ATTENTION
+        defaults = ATTENTION[family] | defaults | ATTENTION_RATES
     if settings.get("outer_optimizer") == "adam":
         defaults = defaults | ADAM
     config = FAMILIES[family][0](**defaults | settings)

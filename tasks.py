@@ -23,7 +23,7 @@ import torch
 from torch.nn.functional import one_hot
 
 # ---------------------------------------------------------------- regression on fixed features
-def in_chunks(function, *tensors, size=128):
+def in_chunks(function, *tensors, size=256):
     """function(*tensors) for `size` episodes at a time, to save memory. (B, ...) to (B, ...)."""
     chunks = zip(*(tensor.split(size) for tensor in tensors))
     return torch.cat([function(*chunk) for chunk in chunks])

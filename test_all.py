@@ -329,17 +329,17 @@ def test_a_linear_learner_does_not_know_of_its_ensemble(optimizer):
     _, alone = learners.linear_network(target[1:2], 0.01, 20, "aligned", 0.1, optimizer)
     assert_close(together[:, 1:2], alone, atol=1e-5, rtol=1e-5)
 
-def test_a_relu_network_does_not_know_of_its_ensemble_nor_of_points_without_weight():
-    x, target = (torch.arange(20.0) / 20).expand(3, -1), torch.randn(3, 20, generator=seeded())
-    changed = target.clone()
-    changed[:, 10:] += 1                                  # points without weight
+def test_a_relu_network_does_not_know_of_its_ensemble_nor_of_trials_to_come():
+    x, y = torch.rand(2, 3, 20, 1, generator=seeded())
+    changed = y.clone()
+    changed[:, 10:] += 1                                  # trials to come
     changed[2] *= -1                                      # and one member's whole target
-    few = (torch.arange(20) < 10).expand(3, -1) / 10
-    f, g, all_points = (learners.relu_network(x, y, 1e-2, 30, 8, 2, 10, seeded(1), weight)[1]
-                        for y, weight in ((target, few), (changed, few), (changed, None)))
-    assert_close(f[:, :2], g[:, :2], atol=0, rtol=0)
-    assert (f[-1, 2] - g[-1, 2]).abs().max() > 0.1
-    assert (f[-1, :2] - all_points[-1, :2]).abs().max() > 0.1
+    trials, at = torch.tensor([0, 10, 20]), torch.arange(8.0) / 8
+    f, g = (learners.relu_network_by_trial(x, z, trials, at, 1e-2, 30, 8, 2, seeded(1))
+            for z in (y, changed))                                              # (3, 3, 8)
+    assert_close(f[:2, :2], g[:2, :2], atol=0, rtol=0)
+    assert (f[1, 2] - g[1, 2]).abs().max() > 0.1
+    assert (f[2, :2] - g[2, :2]).abs().max() > 0.1
 
 @CORES
 def test_predictions_use_the_past_alone_and_are_what_was_in_mind_before(core):
