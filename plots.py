@@ -216,8 +216,9 @@ def sharing(results, path):
         relative = half / half[0]
     panel = dict(x=size, xticks=size, y=relative, title="Is a shared answer learned sooner?",
                  xlabel="contexts that share an answer", staggered=False, grey=[1],
-                 labels=[NAMES[system] for system in systems], ylabel="half-time, relative")
-    draw_panels([panel], path, height=3.8)
+                 labels=[NAMES[system] for system in systems], ylabel="half-time (alone: 1)")
+    caption = "own biases: a b for each context · online: one trial a step"
+    draw_panels([panel], path, caption=caption, height=3.8)
 
 def visits(results, path):
     """Chance of success while unsolved, a line a visit: visits/SYSTEM (A - 1, C)."""
@@ -282,9 +283,13 @@ def clocks(results, path):
         ax.contour(results["learner_by_trial/time"], results["map/steps"],
                    results["map/strength"][:, :, k], levels=[0.5], colors=[colour], linewidths=2.5)
         ax.plot([], [], color=colour, lw=2.5, label=results["modes"][k])
-    ax.set(title="Two clocks of one Learner: where each mode is half learned", xlabel="trials seen",
+    ax.set(title="One Learner, two clocks: where each mode is half learned", xlabel="trials seen",
            ylabel="gradient steps", yscale="log", ylim=(results["map/steps"][1], None))
-    ax.legend(frameon=False, fontsize=12, title="half learned above and right of")
+    arrow = dict(xycoords="axes fraction", fontsize=13, va="center", ha="center",
+                 arrowprops=dict(arrowstyle="<-", lw=1.5))
+    ax.annotate("along trials:\nall together", (0, 0.75), (0.28, 0.75), **arrow)
+    ax.annotate("along gradient steps:\none after another", (0.88, 0), (0.88, 0.65), **arrow)
+    ax.legend(frameon=False, fontsize=12, title="half learned above and right of", loc=(0.42, 0.5))
     save(figure, path)
 
 def draw_fit(ax, share, results, system):
