@@ -747,9 +747,7 @@ def test_other_settings_are_carried_out(family, settings, tmp_path):
 
 @pytest.mark.parametrize("family", TINY)
 def test_a_quick_run_shows_the_claim(family, tmp_path):
-    words = [sys.executable, HERE / "metadyn.py", family, "--quick", "--out", tmp_path]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = metadyn.run(family, quick=True, out=tmp_path).summary
     learner, learned = (summary["systems"][system]["staggering"] for system in ("learner", "meta"))
     assert summary["captured"] > 0.8
     assert learned < 1.35 and learned < 0.6 * learner
