@@ -151,7 +151,7 @@ def draw_panels(panels, path, columns=3, caption="", height=3.1, **axes):
         ax.remove()
     for i, (ax, panel) in enumerate(zip(grid.flat, panels)):
         draw_modes(ax, **panel)
-        if i % columns > 0:
+        if i % columns > 0 and panel.get("ylabel") == panels[i - 1].get("ylabel"):
             ax.set_ylabel("")
         last = (i + 1) % columns == 0 or i + 1 == len(panels)
         if last or list(panel["labels"]) != list(panels[i + 1]["labels"]):
@@ -232,14 +232,18 @@ def visits(results, path):
                            ylabel="chance of success", staggered=False))
     draw_panels(panels, path, caption="flat: no interference · grey: exact Bayes", height=3.6)
 
-def episode(results, path):
-    """The first episode of the first task: {meta, bayes}/strength (T + 1, N, E, K); modes (K,)."""
+def order(systems, results, summary, path, repeats=8):
+    """Half-times in a task's first repeats: SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)."""
     panels = []
-    for system in "meta", "bayes":
-        panels.append(dict(title=f"{NAMES[system]}\nwithin one episode",
-                           time=results[f"{system}/time"],
-                           strength=results[f"{system}/strength"][:, 0, 0]))
-    dynamics(panels, results["modes"], path, caption="both on the same data · dots: half-times")
+    for system in systems:
+        strength = results[f"{system}/strength"][:, 0, :repeats]
+        half = [half_times(results[f"{system}/time"], one) for one in strength.swapaxes(0, 1)]
+        number = np.arange(len(half)) + 1
+        unit = "trials" if system in COUNT_TRIALS else "steps"
+        panels.append(dict(x=number, y=np.array(half), xlabel="repeat", xticks=number,
+                           title=f"{NAMES[system]}\norder {summary[system]['order']:.2f}",
+                           ylabel=f"half-time ({unit})", labels=results["modes"], staggered=False))
+    draw_panels(panels, path, caption="crossing lines: learned in another order", height=3.6)
 
 def ood_scales(results, path):
     """Out of distribution by scale: modes (K,), and the table ood."""
@@ -285,11 +289,7 @@ def clocks(results, path):
         ax.plot([], [], color=colour, lw=2.5, label=results["modes"][k])
     ax.set(title="One Learner, two clocks: where each mode is half learned", xlabel="trials seen",
            ylabel="gradient steps", yscale="log", ylim=(results["map/steps"][1], None))
-    arrow = dict(xycoords="axes fraction", fontsize=13, va="center", ha="center",
-                 arrowprops=dict(arrowstyle="<-", lw=1.5))
-    ax.annotate("along trials:\nall together", (0, 0.75), (0.28, 0.75), **arrow)
-    ax.annotate("along gradient steps:\none after another", (0.88, 0), (0.88, 0.65), **arrow)
-    ax.legend(frameon=False, fontsize=12, title="half learned above and right of", loc=(0.42, 0.5))
+    ax.legend(frameon=False, fontsize=12, title="half learned above and right of")
     save(figure, path)
 
 def draw_fit(ax, share, results, system):
@@ -347,6 +347,9 @@ def panels_of(systems, results, summary):
         index, order = (summary["systems"][system][name] for name in ("staggering", "order"))
         note = f"index {index:.2f}" if index < 10 else f"index {index:.0f}"
         seen = "all at once" if index < 1.5 else "one after another"        # 1.5 is our choice
+        half = half_times(time, strength)
+        if index >= 1.5 and half[0] > half[-1]:
+            seen += ", last first"
         if not np.isfinite(index):
             note = "not all reach 1/2" if index == np.inf else "index undefined"
             seen = "not all are learned" if index == np.inf else ""
@@ -360,19 +363,19 @@ def panels_of(systems, results, summary):
         panels.append(panel)
     return panels
 
-def of_all_families(results, summary, controls, clock, folder):
-    """What every family shows; controls: of what systems; clock: a Learner whose time is trials."""
-    figures = dict(dynamics=THREE, controls=controls, clock=(clock, "meta", "bayes"))
+def of_all_families(results, summary, learner, controls, clock, folder):
+    """What every family shows; learner: from random starts; clock: a Learner by trials."""
+    figures = dict(dynamics=THREE, controls=controls, clock=("learner", clock, "meta"))
     for name, systems in figures.items():
         dynamics(panels_of(systems, results, summary), results["modes"], folder / name)
     outer_loop(results, folder / "outer_loop")
     performance(results, folder / "performance")
-    episode(results, folder / "episode")
+    order((learner, "meta", "bayes"), results, summary["systems"], folder / "order")
 
 def linreg(results, summary, folder):
     """The figures of linear regression, into a folder, a Path that exists."""
     controls = "learner", "shallow", "sgd", "adam", "rmsprop", "muon"
-    of_all_families(results, summary, controls, "learner_by_trial", folder)
+    of_all_families(results, summary, "sgd", controls, "learner_by_trial", folder)
     ood_scales(results, folder / "ood")
     films = [(panel, results["singular_values"]) for panel in panels_of(THREE, results, summary)]
     animate(draw_spectrum, films, folder / "spectra")
@@ -380,7 +383,8 @@ def linreg(results, summary, folder):
 
 def nonlinreg(results, summary, folder):
     """The figures of nonlinear regression, into a folder, a Path that exists."""
-    of_all_families(results, summary, ("learner", "learner_rising"), "learner_by_trial", folder)
+    controls = "learner", "learner_rising"
+    of_all_families(results, summary, "learner", controls, "learner_by_trial", folder)
     fits(results, folder / "fits")
     animate(draw_fit, [(results, system) for system in THREE], folder / "fits")
     ood, panels = results["ood"], []
@@ -393,7 +397,7 @@ def nonlinreg(results, summary, folder):
 def bandit(results, summary, folder):
     """The figures of the bandit, into a folder, a Path that exists."""
     controls = "learner", "decoupled", "spread", "decoupled_spread", "online", "bayes_ordered"
-    of_all_families(results, summary, controls, "online", folder)
+    of_all_families(results, summary, "learner", controls, "online", folder)
     sharing(results, folder / "sharing")
     visits(results, folder / "visits")
     contexts = [name.removeprefix("context ") for name in results["modes"]]

@@ -746,11 +746,16 @@ def test_other_settings_are_carried_out(family, settings, tmp_path):
         assert np.isfinite(results[f"{system}/strength"]).all()
 
 @pytest.mark.parametrize("family", TINY)
-def test_a_quick_run_shows_the_claim(family, tmp_path):
+def test_a_quick_run_shows_the_claim(family, tmp_path, figures):
     summary = metadyn.run(family, quick=True, out=tmp_path).summary
     learner, learned = (summary["systems"][system]["staggering"] for system in ("learner", "meta"))
     assert summary["captured"] > 0.8
     assert learned < 1.35 and learned < 0.6 * learner
+    titles = [[ax.get_title() for ax in figures[name].axes] for name in ("dynamics", "controls")]
+    seen = [title.split("\n")[1] for title in titles[0]]
+    assert seen == ["one after another", "all at once", "all at once"]
+    if family == "linreg":
+        assert titles[1][-1] == "Learner, Muon\none after another, last first"
 
 @pytest.mark.parametrize("module", ["tasks", "learners", "plots"])
 def test_a_leaf_module_is_imported_alone_from_an_empty_folder(module, tmp_path):
