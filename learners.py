@@ -140,7 +140,7 @@ def linear_network_by_trial(x, y, trials, steps, scale, generator):
     curvature = torch.maximum(torch.linalg.matrix_norm(X, 2) ** 2,
                               torch.linalg.matrix_norm(Y @ X.mT, 2))
     size = curvature.clamp_min(1e-9).sqrt()[..., None, None]
-    return linear_network(Y / size, 0.5, steps, "random", scale, every=max(1, steps // 50),
+    return linear_network(Y / size, 0.5, steps, "random", scale, every=max(1, steps // 100),
                           inputs=X / size, generator=generator)
 
 def deep_linear_theory(s, u0, t):

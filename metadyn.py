@@ -68,8 +68,8 @@ class Linreg(Config):
     learner_starts: int = option(8, "random starts of each task", 1)
     eval_episodes: int = option(512, "episodes of each evaluation task", 2)
     clock_tasks: int = option(4, "tasks of the Learner whose clock is trials", 1)
-    clock_episodes: int = option(256, "episodes of each of them", 2)
-    clock_steps: int = option(400, "its gradient steps for each number of trials", 1)
+    clock_episodes: int = option(128, "episodes of each of them", 2)
+    clock_steps: int = option(1000, "its gradient steps for each number of trials", 1)
     scales: tuple[float, ...] = option(
         (0.25, 0.5, 1, 2, 4, 8), "of spectra out of distribution", TINY)
 

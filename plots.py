@@ -28,7 +28,7 @@ COUNT_TRIALS = ("learner_by_trial", "online", "meta", "bayes", "bayes_ordered",
                 "bayes_theory")                              # others: gradient steps
 CAPTION = "dots: half-times · bands: two standard errors over tasks · dashed, where there: theory"
 NAMES = dict(
-    learner="Learner", shallow="One layer only", sgd="Learner, SGD", adam="Learner, Adam",
+    learner="Learner", shallow="One layer only", sgd="Learner, random start", adam="Learner, Adam",
     rmsprop="Learner, RMSprop", muon="Learner, Muon", learner_rising="Learner, rising targets",
     learner_by_trial="Learner, on t trials", online="Learner, online",
     decoupled="Learner, own biases", spread="Learner, spread-out start",
@@ -241,7 +241,7 @@ def order(systems, results, summary, path, repeats=8):
         number = np.arange(len(half)) + 1
         unit = "trials" if system in COUNT_TRIALS else "steps"
         panels.append(dict(x=number, y=np.array(half), xlabel="repeat", xticks=number,
-                           title=f"{NAMES[system]}\norder {summary[system]['order']:.2f}",
+                           title=f"{NAMES[system]}\norder {shown(summary[system]['order'])}",
                            ylabel=f"half-time ({unit})", labels=results["modes"], staggered=False))
     draw_panels(panels, path, caption="crossing lines: learned in another order", height=3.6)
 
