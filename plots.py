@@ -50,6 +50,7 @@ def new_figure(columns, rows=1, height=3.1, caption="", **axes):
     for ax in panels.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=12)
+        ax.locator_params("x", integer=True)
         for text in ax.xaxis.label, ax.yaxis.label, ax.title:
             text.set_size(14 if text is ax.title else 13)
     return figure, panels
