@@ -118,7 +118,7 @@ QUICK = dict(                                             # where --quick differ
     nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
                    bandpass_steps=100, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
                    learner_steps=400, learner_starts=2),
-    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=600,
+    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
                 muon_lr=0.1, adam_lr=0.03, learner_steps=800, learner_starts=32),
 )
 
