@@ -233,11 +233,11 @@ def visits(results, path):
                            ylabel="chance of success", staggered=False))
     draw_panels(panels, path, caption="flat: no interference · grey: exact Bayes", height=3.6)
 
-def order(systems, results, summary, path, repeats=8):
-    """Half-times in a task's first repeats: SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)."""
+def order_of_modes(systems, results, summary, path):
+    """Half-times in a task's first 8 repeats: SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)."""
     panels = []
     for system in systems:
-        strength = results[f"{system}/strength"][:, 0, :repeats]
+        strength = results[f"{system}/strength"][:, 0, :8]
         half = [half_times(results[f"{system}/time"], one) for one in strength.swapaxes(0, 1)]
         number = np.arange(len(half)) + 1
         unit = "trials" if system in COUNT_TRIALS else "steps"
@@ -289,7 +289,7 @@ def clocks(results, path):
                    results["map/strength"][:, :, k], levels=[0.5], colors=[colour], linewidths=2.5)
         ax.plot([], [], color=colour, lw=2.5, label=results["modes"][k])
     ax.set(title="One Learner, two clocks: where each mode is half learned", xlabel="trials seen",
-           ylabel="gradient steps", yscale="log", ylim=(results["map/steps"][1], None))
+           ylabel="gradient steps", yscale="log", ylim=results["map/steps"][[1, -1]])
     ax.legend(frameon=False, fontsize=12, title="half learned above and right of")
     save(figure, path)
 
@@ -371,7 +371,8 @@ def of_all_families(results, summary, learner, controls, clock, folder):
         dynamics(panels_of(systems, results, summary), results["modes"], folder / name)
     outer_loop(results, folder / "outer_loop")
     performance(results, folder / "performance")
-    order((learner, "meta", "bayes"), results, summary["systems"], folder / "order")
+    systems = learner, "meta", "bayes"
+    order_of_modes(systems, results, summary["systems"], folder / "order")
 
 def linreg(results, summary, folder):
     """The figures of linear regression, into a folder, a Path that exists."""
