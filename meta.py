@@ -1,19 +1,17 @@
-r"""The Meta-Learner: a network that learns within an episode in its activations, and the outer loop
-that trains its weights.
+r"""Meta-Learners: networks that learn a task in their activations, and the loop that trains them.
 
-    model = MetaLearner(prior, hidden=128, layers=2, generator=generator)
-    model.predict(x, y)              # (B, T, Dy), the same calls as tasks.Bayes
-    model.query(x, y, xq)            # (B, T + 1, Q, Dy)
+    import torch, tasks
+    generator = torch.Generator().manual_seed(0)
+    distribution = tasks.LinearRegression(dim=2, trials=8)
+    model = MetaLearner(distribution, hidden=32, layers=1, generator=generator)
+    train(model, distribution, steps=20, batch=64, generator=generator)         # 20: only a start
+    x, y = distribution.episodes(distribution.sample(5, generator), generator)
+    guesses = model.predict(x, y)                               # (B, T, Dy), as tasks.Bayes does
 
-Axis order: (B, T, D), that is episodes, trials, dimensions; Q counts query points.
-
-References: Rabinowitz 2019, arXiv 1905.01320; Hochreiter et al. 2001 (an LSTM trained across
-episodes learns to learn). Left out on purpose: second-order gradients, returns with a discount.
+References: Rabinowitz 2019, arXiv 1905.01320; Hochreiter et al. 2001 (an LSTM trained across tasks
+learns to learn); Finn et al. 2017, arXiv 1703.03400 (MAML). It leaves out discounted returns.
 """
-import ctypes
 import math
-import sys
-import time
 
 import torch
 from torch import nn
@@ -22,94 +20,64 @@ from torch.nn.functional import one_hot
 import learners
 import tasks
 
-# ---------------------------------------------------------------- the Meta-Learner
+# ---------------------------------------------------------------- networks
 class Network(nn.Module):
-    """ReLU layers, a core, a ReLU layer, and a linear head.
+    """An encoder of `encoder_width` ReLU units, a core, a ReLU layer and a linear head. The core is
+    "lstm" or, for up to `trials` trials, "attention". Weights are drawn from `generator` by torch's
+    default distributions. Raises ValueError for an unknown core."""
 
-    core: "lstm", or "attention" for episodes of so many trials, behind one more linear layer;
-    encoder: units of the ReLU layer before the core, 0 for none; one of `hidden` stands after it.
-    """
-
-    def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm", encoder=0):
+    def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm",
+                 encoder_width=0):
         super().__init__()
-        with torch.random.fork_rng(devices=()):           # torch draws from its global generator
-            torch.manual_seed(generator.initial_seed())
-            self.encoder = relu_layer(inputs, encoder) if encoder else nn.Sequential()
-            width = encoder or inputs
+        learners.check_name("core", core, ["lstm", "attention"])
+        with torch.random.fork_rng(devices=()):           # torch's own draws are discarded
+            first = [nn.Linear(inputs, encoder_width), nn.ReLU()] if encoder_width else []
+            self.encoder = nn.Sequential(*first)
+            width = encoder_width or inputs
             if core == "lstm":
                 self.core = nn.LSTM(width, hidden, layers, batch_first=True)
             else:
                 self.encoder.append(nn.Linear(width, hidden))
                 self.core = Attention(hidden, layers, trials)
-            self.decoder = relu_layer(hidden, hidden)
+            self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
             self.head = nn.Linear(hidden, outputs)
+        for module in self.modules():                     # U(-1, 1) / sqrt(fan-in, or LSTM units)
+            if isinstance(module, (nn.Linear, nn.LSTM)):
+                fan = module.in_features if isinstance(module, nn.Linear) else module.hidden_size
+                for p in module.parameters(recurse=False):
+                    nn.init.uniform_(p, -fan ** -0.5, fan ** -0.5, generator=generator)
 
     def forward(self, inputs, state=None):
-        """inputs (B, T, Din), state as in nn.LSTM. Returns outputs (B, T, Dout) and the state after
-        the last trial."""
+        """inputs (B, T, Din) and state to outputs (B, T, Dout) and new state, as in nn.LSTM."""
         h, state = self.core(self.encoder(inputs), state)
         return self.head(self.decoder(h)), state
 
     def device(self):
-        """Where the weights are."""
+        """The device of the weights."""
         return self.head.weight.device
 
-class MetaLearner(Network):
-    """Learns a regression (a tasks.FeatureRegression) within an episode: from (x_t, y_{t-1}) to the
-    guess at y_t. Its weights stay fixed there."""
-
-    def __init__(self, prior, *size, **more):
-        inputs = prior.input_size + prior.outputs
-        super().__init__(inputs, prior.outputs, prior.trials, *size, **more)
-        self.outputs, self.show = prior.outputs, prior.show
-
-    def predict(self, x, y):
-        """The guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy)."""
-        x, y = self.show(x.to(self.device())), y.to(self.device())
-        outputs, _ = self(torch.cat([x, delayed(y)[:, :-1]], -1))
-        return outputs
-
-    def query(self, x, y, xq):
-        """What it would answer at xq (Q, Dx) in place of x_t, its state frozen before trial t:
-        (B, T + 1, Q, Dy)."""
-        x, y, xq = (z.to(self.device()) for z in (x, y, xq))
-        x, xq, before = self.show(x), self.show(xq), delayed(y)
-        B, T, Q = len(x), x.shape[1], len(xq)
-        answers, state = [], None
-        for t in range(T + 1):
-            asked = torch.cat([xq.expand(B, Q, -1), before[:, t, None].expand(B, Q, -1)], -1)
-            frozen = branched(state, torch.arange(B).repeat_interleave(Q))
-            answer, _ = self(asked.reshape(B * Q, 1, -1), frozen)
-            answers.append(answer.view(B, Q, self.outputs))
-            if t < T:
-                _, state = self(torch.cat([x[:, t, None], before[:, t, None]], -1), state)
-        return torch.stack(answers, 1)
-
 class Attention(nn.Module):
-    """Causal self-attention with the call of nn.LSTM: core(inputs (B, T, H), state) to outputs
-    (B, T, H) and the state. The state is all keys and values so far, (layers, B, t, H) each."""
+    """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
+    outputs (B, T, H) and the state, here all keys and values so far, (layers, B, t, H) each."""
 
     def __init__(self, hidden, layers, trials):
         super().__init__()
-        heads = math.gcd(hidden, 4)
         self.position = nn.Parameter(torch.zeros(1, trials + 1, hidden))
-        self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(hidden, math.gcd(hidden, 4)) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h, state=None):
-        """h (B, T, H), state as above or None. Returns outputs (B, T, H) and the new state."""
         past = [(None, None)] * len(self.blocks) if state is None else zip(*state)
         t = 0 if state is None else state[0].shape[2]
         h = h + self.position[:, t:t + h.shape[1]]
-        keys, values = [], []
+        states = []
         for block, (key, value) in zip(self.blocks, past):
-            h, key, value = block(h, key, value)
-            keys.append(key)
-            values.append(value)
-        return self.norm(h), (torch.stack(keys), torch.stack(values))
+            h, *state = block(h, key, value)
+            states.append(state)
+        return self.norm(h), tuple(torch.stack(part) for part in zip(*states))
 
 class Block(nn.Module):
-    """One layer of Attention: heads that look back, then a ReLU layer; each added to its input."""
+    """One layer of Attention: heads, then a ReLU layer, each added to its input."""
 
     def __init__(self, hidden, heads):
         super().__init__()
@@ -119,128 +87,172 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
 
     def forward(self, h, key, value):
-        """h (B, T, H) of the trials at hand; key, value (B, t, H) of those before, or None.
-        Returns the new h, and keys and values (B, t + T, H)."""
+        """h (B, T, H) of the present trials; key, value (B, t, H) of the earlier ones, or None.
+        Returns the new h, and all keys and values (B, t + T, H)."""
         x = self.norms[0](h)
         key = self.key(x) if key is None else torch.cat([key, self.key(x)], 1)
         value = self.value(x) if value is None else torch.cat([value, self.value(x)], 1)
-
-        def split(z):
-            """(B, t, H) to (B, heads, t, H / heads)."""
-            return z.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
         T, seen = h.shape[1], key.shape[1]
         causal = torch.ones(T, seen, dtype=torch.bool, device=h.device).tril(seen - T)
-        looked_up = nn.functional.scaled_dot_product_attention(
-            split(self.query(x)), split(key), split(value), attn_mask=causal)
-        h = h + self.out(looked_up.transpose(1, 2).flatten(2))
+        heads = [z.unflatten(-1, (self.heads, -1)).transpose(1, 2)        # (B, heads, T, H / heads)
+                 for z in (self.query(x), key, value)]
+        attended = nn.functional.scaled_dot_product_attention(*heads, attn_mask=causal)
+        h = h + self.out(attended.transpose(1, 2).flatten(2))
         return h + self.down(self.up(self.norms[1](h)).relu()), key, value
 
-def relu_layer(inputs, units):
-    """A layer of ReLU units."""
-    return nn.Sequential(nn.Linear(inputs, units), nn.ReLU())
+def select_states(state, episodes):
+    """The states of these episodes (n,), which may repeat, from a batch's; None stays None."""
+    return None if state is None else tuple(part[:, episodes] for part in state)
 
-def delayed(y):
+# ---------------------------------------------------------------- Meta-Learners
+def shift_right(y):
     """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""
     return torch.cat([torch.zeros_like(y[:, :1]), y], 1)
 
-def branched(state, episodes):
-    """The states of these episodes (n,), which may repeat, out of a batch's; None stays None."""
-    if state is None:
-        return None
-    return tuple(part[:, episodes.to(part.device)] for part in state)
+class MetaLearner(Network):
+    """Learns a tasks.FeatureRegression within an episode: it sees (x_t, y_{t-1}) and guesses y_t.
+    Its weights stay fixed meanwhile. For its calls see tasks.py; for size and more, `Network`."""
+
+    def __init__(self, distribution, *size, **more):
+        inputs = distribution.input_size + distribution.outputs
+        super().__init__(inputs, distribution.outputs, distribution.trials, *size, **more)
+        self.encode = distribution.encode
+
+    def predict(self, x, y):
+        """The guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy)."""
+        x, y = self.encode(x.to(self.device())), y.to(self.device())
+        return self(torch.cat([x, shift_right(y)[:, :-1]], -1))[0]
+
+    def probe(self, x, y, xq):
+        """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
+        x, y, xq = (z.to(self.device()) for z in (x, y, xq))
+        x, xq, before = self.encode(x), self.encode(xq), shift_right(y)
+        B, T, Q = len(x), x.shape[1], len(xq)
+        copies = torch.arange(B, device=xq.device).repeat_interleave(Q)
+        answers, state = [], None
+        for t in range(T + 1):
+            # ask at every query point, each from a copy of the frozen state
+            asked = torch.cat([xq.repeat(B, 1), before[copies, t]], -1)[:, None]
+            answers.append(self(asked, select_states(state, copies))[0].view(B, Q, -1))
+            # then let the real trial change the state
+            if t < T:
+                _, state = self(torch.cat([x[:, t, None], before[:, t, None]], -1), state)
+        return torch.stack(answers, 1)
+
+    def loss(self, distribution, batch, generator, progress):
+        """Logarithm of the mean squared error on new episodes, averaged over trials. Bayes' guess
+        minimizes it, as it minimizes the plain mean. But in the plain mean, the large errors of the
+        first trials drown the small ones of the last (ours)."""
+        x, y = distribution.episodes(distribution.sample(batch, generator), generator)
+        guess = self.predict(x, y)
+        return (guess - y.to(guess.device)).square().mean((0, 2)).log().mean()
 
 class MetaAgent(Network):
-    """Learns a tasks.ContextualBandit within an episode, as an agent: from context and the trial
-    before (context, action, reward; all one-hot but the last) to the logits of the actions, and a
-    baseline for the reward."""
+    """Learns a tasks.ContextualBandit as an agent. From the context and the previous trial it
+    computes logits of the actions, and a baseline that predicts the reward. entropy: initial weight
+    of the entropy bonus. size, more: see `Network`."""
 
-    def __init__(self, prior, *size, **more):
-        C, A = prior.contexts, prior.actions
-        super().__init__(2 * C + A + 1, A + 1, prior.trials, *size, **more)
-        self.contexts, self.actions = C, A
+    def __init__(self, distribution, *size, entropy=0.02, **more):
+        C, A = distribution.contexts, distribution.actions
+        super().__init__(2 * C + A + 1, A + 1, distribution.trials, *size, **more)
+        self.contexts, self.actions, self.entropy = C, A, entropy
 
-    def inputs(self, context, previous):
-        """What the network is shown: (B, 2 C + A + 1) from the context (B,), and the trial before:
-        context, action (-1 if there was none) and reward, each (B,)."""
-        last_context, last_action, last_reward = previous
-        C, A = self.contexts, self.actions
-        shown = [
-            one_hot(context, C),
-            one_hot(last_context + 1, C + 1)[..., 1:],            # all zeros before the first trial
-            one_hot(last_action + 1, A + 1)[..., 1:],
-            last_reward[..., None],
-        ]
-        return torch.cat(shown, -1).float().to(self.device())
-
-    def begin(self, n, prior=None):
+    def begin(self, n, distribution=None):
         """Starts n episodes."""
         self.state = None
-        self.previous = torch.full((n,), -1), torch.full((n,), -1), torch.zeros(n)
+        self.previous = torch.zeros(n, self.contexts + self.actions + 1)
 
     def policy(self):
-        """Action probabilities in every context, (B, C, A), from the state before this trial."""
-        C, B = self.contexts, len(self.previous[0])
+        """Action probabilities in every context, from the state before this trial: (B, C, A)."""
+        C, B = self.contexts, len(self.previous)
         episode = torch.arange(B).repeat_interleave(C)
-        inputs = self.inputs(torch.arange(C).repeat(B), [z[episode] for z in self.previous])
-        outputs, self.branches = self(inputs[:, None], branched(self.state, episode))
+        inputs = torch.cat([torch.eye(C).repeat(B, 1), self.previous[episode]], -1)
+        state = select_states(self.state, episode.to(self.device()))
+        outputs, self.branches = self(inputs[:, None].to(self.device()), state)
         return outputs[:, 0, :-1].softmax(-1).view(B, C, -1).cpu()
 
     def observe(self, context, action, reward):
-        """Goes on from the branch in which the context that came, (B,), was shown."""
-        came = torch.arange(len(context)) * self.contexts + context
-        self.state = branched(self.branches, came)
-        self.previous = context, action, reward
+        """Continues from the branch in which the actual context (B,) was shown."""
+        branch = torch.arange(len(context)) * self.contexts + context
+        self.state = select_states(self.branches, branch.to(self.device()))
+        self.previous = self.trial(context, action, reward)
+
+    def trial(self, context, action, reward):
+        """Encodes a finished trial, (B,) each: (B, C + A + 1)."""
+        parts = one_hot(context, self.contexts), one_hot(action, self.actions), reward[:, None]
+        return torch.cat(parts, -1).float()
 
     @torch.no_grad()
-    def roll_out(self, correct, contexts, luck):
-        """Plays without a look at contexts that do not come: inputs (B, T, Din), actions (B, T) and
-        rewards (B, T)."""
-        self.begin(len(correct))
-        record = []
+    def roll_out(self, correct, contexts, uniforms):
+        """Plays episodes in the given contexts: inputs (B, T, Din), actions, rewards (B, T)."""
+        answers = correct.gather(1, contexts)                               # (B, T)
+        shown = one_hot(contexts, self.contexts).float()                    # (B, T, C)
+        previous = torch.zeros(len(correct), self.contexts + self.actions + 1)
+        state, record = None, []
         for t in range(contexts.shape[1]):
-            context = contexts[:, t]
-            inputs = self.inputs(context, self.previous)
-            outputs, self.state = self(inputs[:, None], self.state)
-            policy = outputs[:, 0, :-1].softmax(-1).cpu()
-            action = tasks.draw(policy, luck[:, t])
-            answer = correct.gather(1, context[:, None])[:, 0]
-            self.previous = context, action, (action == answer).float()
-            record.append((inputs, action, self.previous[2]))
-        return [torch.stack(z, 1) for z in zip(*record)]
+            inputs = torch.cat([shown[:, t], previous], -1)
+            outputs, state = self(inputs[:, None].to(self.device()), state)
+            action = tasks.sample_actions(outputs[:, 0, :-1].softmax(-1).cpu(), uniforms[:, t])
+            reward = (action == answers[:, t]).float()
+            previous = self.trial(contexts[:, t], action, reward)
+            record.append((inputs, action, reward))
+        return [torch.stack(part, 1) for part in zip(*record)]
 
-# ---------------------------------------------------------------- losses of an outer step
-def squared_error_loss(model, prior, batch, generator):
-    """Squared error over all trials of a batch of fresh episodes, twice: to descend, to report."""
-    x, y = prior.episodes(prior.sample(batch, generator), generator)
-    guess = model.predict(x, y)
-    loss = (guess - y.to(guess.device)).square().mean()
-    return loss, loss
+    def loss(self, distribution, batch, generator, progress):
+        """A loss whose gradient is a policy gradient, with a learned baseline b and an entropy
+        bonus that falls to zero: the mean over trials of
+        -log pi(a_t) (r_t - b_t) + 1/2 (r_t - b_t)^2 - entropy H(pi_t).
+        Each action is credited with its own reward alone (discount 0). This is *not* the gradient
+        of the whole return, which includes what an action reveals for later trials. The optimum is
+        the same, because in these bandits what is best now is best for later."""
+        episodes = distribution.episodes(distribution.sample(batch, generator), generator)
+        # play trial by trial without a graph, then compute all trials at once with one
+        inputs, action, reward = (part.to(self.device()) for part in self.roll_out(*episodes))
+        outputs, _ = self(inputs)
+        log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
+        advantage = reward - baseline
+        chosen = log_policy.gather(-1, action[..., None])[..., 0]
+        entropy = -(log_policy.exp() * log_policy).sum(-1)
+        loss = -chosen * advantage.detach() + 0.5 * advantage.square()
+        return (loss - self.entropy * (1 - progress) * entropy).mean()
 
-def policy_gradient_loss(agent, prior, batch, entropy, generator):
-    r"""A loss whose gradient is a policy gradient, with a learned baseline and an entropy bonus.
+class MAML(nn.Module):
+    """Learns linear regression in full-batch gradient steps within an episode (Finn et al. 2017).
+    The outer loop learns the initial weights W_2, W_1 of a linear network and a step size for each
+    step. Dividing by t + 5 keeps step sizes comparable for any number of trials t (ours)."""
 
-    mean over trials of  -log pi(a_t) (r_t - b_t) + 1/2 (r_t - b_t)^2 - entropy H(pi_t).
+    def __init__(self, distribution, width, inner_steps, generator):
+        super().__init__()
+        dim, kind = distribution.input_size, dict(generator=generator)
+        self.W1 = nn.Parameter(torch.randn(width, dim, **kind) / width ** 0.5)
+        self.W2 = nn.Parameter(torch.randn(distribution.outputs, width, **kind) / width ** 0.5)
+        self.lr = nn.Parameter(torch.full((inner_steps,), 0.1))
 
-    Each action answers for its own reward alone: discount 0. This is *not* the gradient of the
-    whole return, to which what an action reveals for later trials would belong. It has the same
-    optimum, since in these bandits what is best now is best for later, and less variance; on the
-    way there it is another gradient. Returns that loss, and the mean reward, to report.
-    """
-    episodes = prior.episodes(prior.sample(batch, generator), generator)
-    inputs, action, reward = agent.roll_out(*episodes)    # trial by trial, without a graph
-    outputs, _ = agent(inputs)                      # all trials at once, with one
-    log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
-    advantage = reward.to(baseline.device) - baseline
-    chosen = log_policy.gather(-1, action.to(baseline.device)[..., None])[..., 0]
-    bonus = -entropy * (log_policy.exp() * log_policy).sum(-1)
-    loss = -chosen * advantage.detach() + 0.5 * advantage.square() - bonus
-    return loss.mean(), reward.mean()
+    def inner_loop(self, x, y, t):
+        """Its map after each step on the first t (B,) trials of x and y: (steps + 1, B, Dy, Dx)."""
+        seen = (torch.arange(x.shape[1]) < t[:, None])[..., None] / (t + 5)[:, None, None]
+        xx, yx = (seen * x).mT @ x, (seen * y).mT @ x
+        W1, W2 = self.W1.expand(len(x), -1, -1), self.W2.expand(len(x), -1, -1)
+        maps = [W2 @ W1]
+        for lr in self.lr:
+            error = W2 @ (W1 @ xx) - yx                   # the gradient in W_2 W_1
+            W1, W2 = W1 - lr * W2.mT @ error, W2 - lr * error @ W1.mT
+            maps.append(W2 @ W1)
+        return torch.stack(maps)
+
+    def loss(self, distribution, batch, generator, progress):
+        """Mean of log(1 + squared error) on the trials from a random t on. The logarithm dampens
+        the rare episodes in which the inner loop diverges."""
+        x, y = distribution.episodes(distribution.sample(batch, generator), generator)
+        t = torch.randint(x.shape[1], (batch,), generator=generator)
+        guess = x @ self.inner_loop(x, y, t)[-1].mT
+        unseen = torch.arange(x.shape[1]) >= t[:, None]
+        return (guess - y).square().mean(-1).log1p()[unseen].mean()
 
 # ---------------------------------------------------------------- the outer loop
 def make_optimizers(model, name, muon_lr, adam_lr):
-    """A list of optimizers: "adam" on all weights; or "muon" on the matrices of the core, those of
-    an LSTM's four gates each by itself, and of the decoder, and Adam on the rest."""
+    """Returns optimizers: Adam alone, or Muon for hidden matrices and Adam for the rest."""
+    learners.check_name("optimizer", name, ["muon", "adam"])
     if name == "adam":
         return [torch.optim.Adam(model.parameters(), lr=adam_lr)]
     core = [p for p in model.core.parameters() if p.ndim == 2]
@@ -248,127 +260,87 @@ def make_optimizers(model, name, muon_lr, adam_lr):
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in core + decoder)]
     gates = 4 if isinstance(model.core, nn.LSTM) else 1
     matrices = [dict(params=core, stacked=gates), dict(params=decoder)]
-    muon = learners.Muon(matrices, muon_lr, iterations=3)         # as good as five, and cheaper
+    muon = learners.Muon(matrices, muon_lr, iterations=3)         # as good as five here
     return [torch.optim.Adam(rest, lr=adam_lr), muon]
 
 def learning_rate_factor(step, steps, warmup=0.02):
-    """Linear warm-up over the first 2% of the steps, then linearly to zero at the last."""
+    """Rises linearly over the first 2% of the steps, then falls linearly to zero at the last."""
     return min((step + 1) / (warmup * steps + 1), (steps - step) / steps)
 
 def spaced_steps(first, last, count):
-    """0, and `count` steps (some of which may coincide) evenly spaced in their logarithm."""
+    """0, and `count` steps evenly spaced in their logarithm; some may coincide."""
     spaced = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
     return sorted({0, *spaced.round().int().tolist()})
 
-def outer_loop(model, loss, steps, optimizers, generator, path, settings, snapshot=None,
-               report=None, clip=1.0):
-    """Trains a freshly initialised Meta-Learner, resuming from the checkpoint at `path` if there is
-    one. Stopped at any moment and called again, it ends bit for bit the same.
+def train(model, distribution, steps, batch, generator, optimizer="muon", muon_lr=0.05,
+          adam_lr=0.02, checkpoint=None, settings=None, snapshot=None):
+    """The outer loop: trains a model on new tasks. Returns the snapshots, each with its "step".
 
-    loss(generator, share) -> what to descend and what to report, drawing its episodes from the
-    generator, a share of the outer loop being done; settings: a dict, kept in the checkpoint;
-    snapshot(model) -> a dict of tensors, taken at some 40 steps; report(step, value) is told of
-    every step. Returns the snapshots, each with its "step". Raises Unreadable; FloatingPointError
-    if a loss or gradient is not finite (the last checkpoint stays).
+    model: anything with loss(distribution, batch, generator, progress), progress from 0 to 1.
+    optimizer: see `make_optimizers`; the rates are peaks. checkpoint: a Path from which an
+    interrupted call resumes exactly, if it agrees with settings, a dict. snapshot(step): a dict of
+    tensors, taken at some 40 steps. Raises WrongCheckpoint if that is another run's, and
+    FloatingPointError if a loss or its gradient is not finite.
     """
-    rates = [optimizer.defaults["lr"] for optimizer in optimizers]
+    optimizers = make_optimizers(model, optimizer, muon_lr, adam_lr)
+    fixed = torch.Generator().manual_seed(0)              # episodes tell distributions apart
+    episodes = distribution.episodes(distribution.sample(8, fixed), fixed)
+    belongs_to = dict(settings=settings or {}, episodes=episodes)
     first, snapshots = 0, []
-    if path.exists():
-        first, snapshots = restore(path, settings, model, optimizers, generator)
-    wanted = spaced_steps(steps / 200, steps, 40) if snapshot else []
-    save_every = max(1, steps // 25)
+    if checkpoint and checkpoint.exists():
+        first, snapshots = load(checkpoint, belongs_to, model, optimizers, generator)
+    snapshot_steps = spaced_steps(max(1, steps / 200), steps, 40) if snapshot else []
     for step in range(first, steps + 1):
-        if step in wanted:
+        # measure before the update, so step 0 is the untrained model
+        if step in snapshot_steps:
             with torch.no_grad():
-                snapshots.append(dict(step=step) | snapshot(model))
+                snapshots.append(dict(step=step) | snapshot(step))
         if step == steps:
             return snapshots
-        value, shown = loss(generator, step / steps)
-        for optimizer, rate in zip(optimizers, rates):
-            optimizer.zero_grad()
-            for group in optimizer.param_groups:
-                group["lr"] = rate * learning_rate_factor(step, steps)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-        if not (value.isfinite() and norm.isfinite()):
-            raise FloatingPointError(f"the loss is {value.item()} and its gradient {norm.item()} "
-                                     f"at outer step {step}; the last checkpoint is kept")
-        for optimizer in optimizers:
-            optimizer.step()
-        if report:
-            report(step, shown.item())
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_checkpoint(path, settings, step + 1, model, optimizers, generator, snapshots)
+        # new episodes, loss and gradient
+        loss = model.loss(distribution, batch, generator, step / steps)
+        model.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise FloatingPointError(f"the loss is {loss.item()} and its gradient {norm.item()} at "
+                                     f"outer step {step}; smaller learning rates may help")
+        # update with the present learning rates
+        for each in optimizers:
+            for group in each.param_groups:
+                group["lr"] = each.defaults["lr"] * learning_rate_factor(step, steps)
+            each.step()
+        if checkpoint and ((step + 1) % max(1, steps // 25) == 0 or step + 1 == steps):
+            save(checkpoint, belongs_to, step + 1, model, optimizers, generator, snapshots)
 
-class Progress:
-    """Says how the outer loop does: in place on a terminal, in ten lines in a log. Its loss, or
-    reward, is a running mean; prior, bayes: that of No learning and of Bayes."""
+# ---------------------------------------------------------------- the checkpoint
+class WrongCheckpoint(ValueError):
+    """A checkpoint that belongs to another run."""
 
-    def __init__(self, steps, prior, bayes):
-        self.steps, self.prior, self.bayes = steps, prior, bayes
-        self.name = "reward" if bayes > prior else "loss"
-        self.terminal = sys.stderr.isatty()
-        self.value, self.done, self.begun = None, 0, time.perf_counter()
+def difference(there, here):
+    """Says in words in which settings two dicts differ; empty if they agree."""
+    return ", ".join(f"{name} {there.get(name)} there, {value} here"
+                     for name, value in here.items() if there.get(name) != value)
 
-    def __call__(self, step, value):
-        self.value = value if self.value is None else 0.98 * self.value + 0.02 * value
-        self.done, left = self.done + 1, self.steps - step - 1
-        if left % max(1, self.steps // (100 if self.terminal else 10)) == 0:
-            pace = (time.perf_counter() - self.begun) / self.done
-            captured = (self.prior - self.value) / (self.prior - self.bayes)
-            line = (f"step {step + 1}/{self.steps}  {self.name} {self.value:.3f}, Bayes "
-                    f"{self.bayes:.3f}  κ {captured:.2f}  {1e3 * pace:.0f} ms  "
-                    f"{left * pace:.0f} s left")
-            print(f"{line:79}", end="\r" if self.terminal and left else "\n", file=sys.stderr)
-
-def keep_freed_memory():
-    """Has glibc keep freed memory: by default it hands large blocks back to the system and fetches
-    them anew, page by page, at every step (first edition, nonlinreg: 35 ms a step, not 59)."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)                               # M_MMAP_MAX
-        libc.mallopt(-1, -1)                              # M_TRIM_THRESHOLD
-    except (AttributeError, OSError, TypeError):          # another libc: no harm, some speed
-        pass
-
-# ---------------------------------------------------------------- checkpoints
-class Unreadable(ValueError):
-    """A file of a run that cannot be read."""
-
-    def __init__(self, path):
-        super().__init__(f"--out: {path} cannot be read, allowed: another folder, or --fresh to "
-                         "replace the run that is there")
-
-def read(path, reader):
-    """What the reader makes of a file. Raises Unreadable where it cannot."""
-    try:
-        return reader(path)
-    except Exception as error:                            # damaged archives raise many kinds
-        raise Unreadable(path) from error
-
-def save_checkpoint(path, settings, step, model, optimizers, generator, snapshots):
-    """Writes all that the outer loop needs to go on from `step`; at any moment the old checkpoint
-    or the new one is there, whole."""
-    state = dict(
-        settings=settings,
-        step=step,
-        model=model.state_dict(),
-        optimizers=[optimizer.state_dict() for optimizer in optimizers],
-        generator=generator.get_state(),
-        snapshots=snapshots,
-    )
+def save(path, belongs_to, step, model, optimizers, generator, snapshots):
+    """Saves atomically all that `train` needs to continue from `step`."""
+    state = dict(belongs_to, step=step, model=model.state_dict(), generator=generator.get_state(),
+                 optimizers=[each.state_dict() for each in optimizers], snapshots=snapshots)
     unfinished = path.with_name("unfinished-" + path.name)
     torch.save(state, unfinished)
     unfinished.replace(path)
 
-def restore(path, settings, model, optimizers, generator):
-    """Sets model, optimizers and generator as a checkpoint has them. Returns the next step and the
-    snapshots so far. Raises Unreadable."""
-    state = read(path, lambda path: torch.load(path, map_location="cpu", weights_only=True))
-    if state["settings"] != settings:
-        raise Unreadable(path)
+def load(path, belongs_to, model, optimizers, generator):
+    """Restores what `save` saved. Returns the next step and the snapshots so far."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    differs = difference(state["settings"], belongs_to["settings"])
+    pairs = zip(state["episodes"], belongs_to["episodes"])
+    if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-4) for a, b in pairs):
+        differs = differs or "the task distribution has changed"
+    if differs:
+        raise WrongCheckpoint(f"{path} belongs to another run: {differs}")
     model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+    for each, saved in zip(optimizers, state["optimizers"], strict=True):
+        each.load_state_dict(saved)
     generator.set_state(state["generator"])
     return state["step"], state["snapshots"]

@@ -1,28 +1,34 @@
-r"""metadyn: how structure is learned, by Learners, Meta-Learners and Bayes-optimal inference.
+r"""metadyn: how Learners, Meta-Learners and Bayes-optimal inference learn the structure of a task.
 
-    python metadyn.py linreg                 # the experiment; pictures and table in runs/linreg
-    python metadyn.py linreg --quick         # a small task of the same kind, in half a minute
-    python metadyn.py linreg --help          # every setting with its default and unit
-    python metadyn.py all --seeds 5          # three families, each over five seeds; an overview
+    python metadyn.py linreg                 # the experiment; figures and table in runs/linreg
+    python metadyn.py linreg --quick         # a small version, in half a minute
+    python metadyn.py linreg --help          # every setting with its default
+    python metadyn.py all --seeds 5          # three families with five seeds each, and an overview
+    python metadyn.py nonlinreg --skew 0 1   # tasks without and with a preference for slow waves
 
-    results = metadyn.run("linreg", quick=True, out="runs/quick")             # from Python
-    time, strength, stderr = results.curve("meta")       # (R,), (R, K), (R, K), ready to plot
+From Python or a notebook:
 
-In this file: settings; three experiments, each to be read straight down; the steps that they share;
-from a command to results. Rabinowitz 2019, arXiv 1905.01320. Left out: sweeps, logging services.
+    import metadyn
+    results = metadyn.run("linreg", quick=True, out="runs/quick")
+    time, strength, stderr = results.curve("meta")              # (R,), (R, K), (R, K)
+
+This file holds the settings, the three experiments, the steps that they share, and the command
+line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and logging services.
 """
 import argparse
+import csv
 import json
 import math
+import operator
+import re
 import sys
 import time
-import typing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
 import learners
 import meta
@@ -30,66 +36,70 @@ import plots
 import tasks
 
 # ---------------------------------------------------------------- settings
-def option(default, help, low=0, choices=None):
-    """A setting: its default, help with unit, and what is allowed: numbers from low, or choices."""
-    return field(default=default, metadata=dict(help=help, low=low, choices=choices))
+TINY = 1e-9                                               # a lower bound that means "more than 0"
 
-TINY = 1e-9                                               # "more than 0"
+def option(default, help, low=0, choices=None):
+    """A setting: its default, its help text, and its valid range (at least `low`), or choices."""
+    rules = dict(help=help, low=low, choices=choices)
+    return field(default_factory=lambda: default, metadata=rules)
 
 @dataclass
 class Config:
     """Settings that all families share."""
-    seed: int = option(0, "seed of all random streams")
-    device: str = option("auto", "of the Meta-Learner", choices=["auto", "cpu", "cuda", "mps"])
-    core: str = option("lstm", "the Meta-Learner's core", choices=["lstm", "attention"])
-    hidden: int = option(128, "units of the Meta-Learner's core", 1)
+    seed: int = option(0, "seed of all random numbers")
+    device: str = option("auto", "for the Meta-Learner", choices=["auto", "cpu", "cuda", "mps"])
+    core: str = option("lstm", "core of the Meta-Learner", choices=["lstm", "attention"])
+    hidden: int = option(128, "units of the core", 1)
     layers: int = option(2, "layers of the core", 1)
-    encoder: int = option(0, "ReLU units before the core, 0 for none")
+    encoder_width: int = option(0, "ReLU units before the core, 0 for none")
     batch: int = option(128, "episodes in an outer step", 1)
     outer_steps: int = option(4000, "updates of the Meta-Learner's weights", 1)
     outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=["muon", "adam"])
-    muon_lr: float = option(0.05, "peak learning rate of Muon, on the core's matrices", TINY)
-    adam_lr: float = option(0.02, "peak learning rate of Adam, on the rest or on all", TINY)
+    muon_lr: float = option(0.06, "peak learning rate of Muon, for the core's matrices", TINY)
+    adam_lr: float = option(0.006, "peak learning rate of Adam, for the rest or for all", TINY)
+    skew: float = option(0, "how strongly the task distribution prefers the first modes")
     eval_tasks: int = option(16, "evaluation tasks, the same for every system", 2)
     eval_episodes: int = option(1024, "episodes of each evaluation task", 2)
-    fresh_tasks: int = option(4096, "tasks drawn from the prior to measure κ", 2)
+    test_tasks: int = option(4096, "held-out tasks on which κ is measured", 2)
+    learner_inits: int = option(8, "initializations of the Learner for each task", 1)
+
+    def __post_init__(self):
+        if self.device == "auto":                         # mps has never been run: on request only
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass
 class Linreg(Config):
     """Linear regression: the singular modes of a linear map."""
-    dim: int = option(5, "dimension of x and of y", 1)
-    singular_values: tuple[float, ...] = option(
-        (1.6, 1.2, 0.9, 0.6, 0.3), "of the maps that are the evaluation tasks", TINY)
+    singular_values: list = option([1.6, 1.2, 0.9, 0.6, 0.3], "of the evaluation tasks", TINY)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(20, "trials in an episode", 2)
-    learner_lr: float = option(0.01, "the Learner's step size (1 / tau)", TINY)
-    learner_steps: int = option(3000, "the Learner's gradient steps", 1)
-    learner_scale: float = option(1e-3, "strength of each mode in the map at the start", TINY)
-    learner_starts: int = option(8, "random starts of each task", 1)
     eval_episodes: int = option(512, "episodes of each evaluation task", 2)
-    clock_tasks: int = option(4, "tasks of the Learner whose clock is trials", 1)
-    clock_episodes: int = option(128, "episodes of each of them", 2)
-    clock_steps: int = option(1000, "its gradient steps for each number of trials", 1)
-    scales: tuple[float, ...] = option(
-        (0.25, 0.5, 1, 2, 4, 8), "of spectra out of distribution", TINY)
+    learner_lr: float = option(0.01, "step size of the Learner", TINY)
+    learner_steps: int = option(3000, "gradient steps of the Learner", 1)
+    learner_hidden: int = option(5, "hidden units of the Learner", 1)
+    init_scale: float = option(1e-3, "strength of each mode at the start of the Learner", TINY)
+    fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
+    fitted_steps: int = option(3000, "gradient steps of the fitted Learner for each t", 1)
+    maml_width: int = option(20, "hidden units of the gradient-based Meta-Learner", 1)
+    maml_steps: int = option(2000, "outer steps of that one", 1)
+    ood_scales: list = option([0.25, 0.5, 1, 2, 4, 8], "factors on them, out of distribution", TINY)
 
 @dataclass
 class Nonlinreg(Config):
     """Nonlinear regression: the frequencies of a function on the circle."""
-    frequencies: int = option(5, "how many frequencies: the prior has 1 ... K", 2)
+    frequencies: int = option(5, "the task distribution has frequencies 1 to this", 2)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(40, "trials in an episode", 2)
-    encoder: int = option(32, "ReLU units before the core, 0 for none")
-    muon_lr: float = option(0.08, "peak learning rate of Muon, on the core's matrices", TINY)
+    encoder_width: int = option(32, "ReLU units before the core, 0 for none")
+    muon_lr: float = option(0.08, "peak learning rate of Muon, for the core's matrices", TINY)
     outer_steps: int = option(3100, "updates of the Meta-Learner's weights", 1)
-    bandpass_steps: int = option(400, "further ones, of half the batch, on the upper band", 1)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
-    learner_lr: float = option(3e-3, "the Learner's learning rate (Adam)", TINY)
-    learner_steps: int = option(800, "the Learner's gradient steps", 1)
-    learner_hidden: int = option(64, "units in each of the Learner's layers", 1)
-    learner_layers: int = option(4, "the Learner's hidden layers", 1)
-    learner_starts: int = option(8, "random starts of each task", 1)
-    clock_episodes: int = option(4, "episodes of each task for a Learner with a clock of trials", 2)
+    eval_episodes: int = option(512, "episodes of each evaluation task", 2)
+    learner_lr: float = option(3e-3, "learning rate of the Learner (Adam)", TINY)
+    learner_steps: int = option(800, "gradient steps of the Learner", 1)
+    learner_hidden: int = option(64, "units in each of the Learner's four hidden layers", 1)
+    online_steps: int = option(8000, "trials of the online Learner, one a step", 1)
+    fitted_episodes: int = option(12, "episodes of each task for the fitted Learner", 1)
 
 @dataclass
 class Bandit(Config):
@@ -97,232 +107,280 @@ class Bandit(Config):
     contexts: int = option(5, "contexts", 1)
     actions: int = option(5, "actions in each context", 2)
     trials: int = option(60, "trials in an episode", 2)
-    hidden: int = option(96, "units of the Meta-Learner's core", 1)
+    hidden: int = option(96, "units of the core", 1)
     layers: int = option(1, "layers of the core", 1)
     batch: int = option(256, "episodes in an outer step", 1)
     outer_steps: int = option(1000, "updates of the Meta-Learner's weights", 1)
-    entropy: float = option(0.02, "weight of the entropy bonus at first, falling to zero")
-    learner_lr: float = option(0.5, "the Learner's step size", TINY)
-    learner_steps: int = option(2000, "the Learner's gradient steps, and trials online", 2)
-    learner_starts: int = option(64, "random starts of each task", 1)
-    learner_sd: float = option(0.1, "standard deviation of the first logits (near-uniform)")
+    muon_lr: float = option(0.05, "peak learning rate of Muon, for the core's matrices", TINY)
+    adam_lr: float = option(0.02, "peak learning rate of Adam, for the rest or for all", TINY)
+    eval_tasks: int = option(64, "evaluation tasks, the same for every system", 2)
+    eval_episodes: int = option(256, "episodes of each evaluation task", 2)
+    entropy: float = option(0.02, "initial weight of the entropy bonus, which falls to zero")
+    learner_lr: float = option(0.5, "step size of the Learner", TINY)
+    learner_steps: int = option(2000, "gradient steps of the Learner, and trials online", 1)
+    learner_inits: int = option(32, "initializations of the Learner for each task", 1)
+    init_std: float = option(0.1, "standard deviation of the Learner's initial logits")
+    fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
+    fitted_steps: int = option(300, "steps of the fitted Learner for each t", 1)
 
 ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
-ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)       # where --core attention differs, and by
-ATTENTION = dict(                                         # family (steps: 1.2 to 1.3 LSTM's time)
-    linreg=dict(outer_steps=2600), nonlinreg=dict(outer_steps=2000, encoder=128),
+ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)       # where --core attention differs
+ATTENTION = dict(                                         # and where it differs by family
+    linreg=dict(outer_steps=2600), nonlinreg=dict(outer_steps=2000, encoder_width=128),
     bandit=dict(outer_steps=260))
 QUICK = dict(                                             # where --quick differs
-    linreg=dict(dim=2, singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
-                outer_steps=1000, adam_lr=0.03, learner_steps=1500, clock_episodes=64),
-    nonlinreg=dict(frequencies=2, trials=15, hidden=48, layers=1, batch=64, outer_steps=900,
-                   bandpass_steps=100, muon_lr=0.1, adam_lr=0.03, eval_episodes=256,
-                   learner_steps=400, learner_starts=2),
-    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
-                muon_lr=0.1, adam_lr=0.03, learner_steps=800, learner_starts=32),
-)
+    linreg=dict(singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
+                outer_steps=1000, adam_lr=0.03, learner_steps=1500, learner_hidden=2,
+                maml_steps=500),
+    nonlinreg=dict(frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1800,
+                   muon_lr=0.1, adam_lr=0.01, eval_episodes=256, learner_steps=400,
+                   learner_inits=4, online_steps=3000, fitted_episodes=6),
+    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=800,
+                muon_lr=0.1, adam_lr=0.03, learner_steps=800))
 
 # ---------------------------------------------------------------- the three experiments
-def linreg(config, folder):
-    """Linear regression: the singular modes of a linear map, against Saxe et al. 2013."""
-    results = Results(modes=[f"s = {s:g}" for s in config.singular_values], limit=config.noise ** 2,
-                      singular_values=config.singular_values)
-    prior = tasks.LinearRegression(config.dim, config.noise, config.trials)
+def linreg(config, checkpoint):
+    """Linear regression: the singular modes of a linear map, after Saxe et al. 2013."""
+    results = Results(config, [f"s = {s:g}" for s in config.singular_values], config.noise ** 2)
     spectrum = torch.tensor(config.singular_values)
-    W = prior.evaluation_tasks(config.eval_tasks, spectrum, stream(config, "evaluation"))
+    distribution = tasks.LinearRegression(
+        len(spectrum), config.noise, config.trials, config.skew)
+    W = distribution.evaluation_tasks(
+        config.eval_tasks, spectrum, generator_for(config, "evaluation"))
 
-    # Learners: from the aligned start, with one layer, and from random starts by four optimizers
-    lr, steps, starts = config.learner_lr, config.learner_steps, config.learner_starts
-    results.add("learner", *linear_learner(config, W, "aligned", "sgd", lr, steps, 1))
-    results.add("shallow", *linear_learner(config, W, "shallow", "sgd", lr, steps, starts))
-    results.add("sgd", *linear_learner(config, W, "random", "sgd", lr, steps, starts))
-    results.add("adam", *linear_learner(config, W, "random", "adam", lr / 10, steps, starts))
-    results.add("rmsprop", *linear_learner(config, W, "random", "rmsprop", lr / 10, steps, starts))
-    results.add("muon", *linear_learner(config, W, "random", "muon", lr, steps // 10 + 1, starts))
+    # Learners: several initializations for each task
+    results.phase("Learners")
+    lr, width, u0 = config.learner_lr, config.learner_hidden, config.init_scale
+    record = evenly_spaced(config.learner_steps)
+    short = evenly_spaced(config.learner_steps // 10 + 1)
+    targets = W.double()[:, None].expand(-1, config.learner_inits, -1, -1)
+    common = dict(lr=lr, record=record, init_scale=u0, hidden=width)
+    variants = dict(
+        learner=dict(),
+        one_layer=dict(start="one layer"),
+        large_start=dict(start="large", hidden=max(width, 64), record=short),
+        aligned=dict(start="aligned"),
+        adam=dict(optimizer="adam", lr=lr / 10),
+        rmsprop=dict(optimizer="rmsprop", lr=lr / 10),
+        muon=dict(optimizer="muon", record=short),
+        online=dict(online_noise=config.noise),
+        online_one_layer=dict(start="one layer", online_noise=config.noise))
+    for system, changes in variants.items():
+        settings = common | changes
+        maps = learners.linear_network(
+            targets, generator=generator_for(config, "learners"), **settings)
+        results.add(system, settings["record"], distribution.strength(maps, W[:, None]))
 
-    # and their closed forms
-    s, u0 = tasks.singular_modes(W)[2][0], config.learner_scale
-    results.add_theory("learner", lambda t: learners.deep_linear_theory(s, u0, t * lr) / s)
-    results.add_theory("shallow", lambda t: learners.shallow_theory(s, 0.0, t * lr) / s)
-    results.add_theory("muon", lambda t: learners.muon_theory(s, u0, t * lr) / s)
-    results.lap("learners")
+    # their closed forms
+    s, t = spectrum.double(), lr * torch.tensor(record)
+    results["aligned/theory"] = learners.deep_linear_theory(s, u0, t) / s
+    results["one_layer/theory"] = learners.one_layer_theory(s, 0.0, t) / s
+    if len(s) <= width:
+        results["learner/theory_half_times"] = learners.random_start_half_times(s, u0, width) / lr
 
-    # the Meta-Learner's outer loop, with tasks as a control whose modes are all of one strength
-    equal = tasks.random_orthogonal(config.dim, config.dim, stream(config, "control"))
-    model = new_meta_learner(config, prior)
-    predictors = dict(prior=tasks.Prior(), meta=model, bayes=tasks.Bayes(prior))
-    outer_loop(config, prior, W, predictors, results, folder / "checkpoint.pt",
-               controls=spectrum[:, None, None] * equal)
-    results.lap("outer_loop")
+    # the Meta-Learner's outer loop; as a control, tasks whose singular values are all equal
+    results.phase("outer loop")
+    equal = tasks.random_orthogonal(len(spectrum), len(spectrum), generator_for(config, "control"))
+    model = new_meta_learner(config, distribution, meta.MetaLearner)
+    predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
+    measure_outer_loop(config, distribution, W, predictors, results, checkpoint,
+                       controls=spectrum[:, None, None] * equal)
 
-    # what Meta-Learner and Bayes learn within the same episodes
-    inner_loops(config, prior, W, predictors, results)
+    # what the Meta-Learner and Bayes learn within the same episodes
+    results.phase("probes")
+    _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
 
-    # one clock: Learners on the first t trials of an episode, for each t
-    few = W[:config.clock_tasks]
-    trials, x, y = clock(config, prior, few)
-    steps, maps = learners.linear_network_by_trial(
-        x, y, trials, config.clock_steps, config.learner_scale, stream(config, "learners"))
-    U, V, s = (part.float()[:, None] for part in tasks.singular_modes(few))
-    strength = tasks.mode_strength(maps, U, V, s)                                # (R, Q, N, E, K)
-    results.add("learner_by_trial", trials, strength[-1])
-    results["map/steps"] = steps
-    results["map/strength"] = strength.mean((2, 3))                                 # (R, Q, K)
-    results["map/index"] = [learners.describe(s, trials)["staggering"] for s in strength]
+    # Learners trained to convergence on the first t trials of an episode, and Bayes on the same
+    results.phase("fitted Learners")
+    trials = meta.spaced_steps(1, config.trials, 12)
+    few_x, few_y = x[:, :config.fitted_episodes], y[:, :config.fitted_episodes]
+    maps = learners.fitted_linear_network(
+        few_x, few_y, trials, steps=config.fitted_steps, init_scale=u0, hidden=width,
+        generator=generator_for(config, "learners"))
+    results.add("fitted", trials, distribution.strength(maps, W[:, None]))
+    results.add("bayes_as_fitted", trials,
+                results["bayes/strength"][trials][:, :, :config.fitted_episodes])
 
-    # out of distribution: smaller and larger maps than the prior's
-    for scale in config.scales:
-        out_of_distribution(config, f"{scale:g}", prior, scale * W, predictors, results)
-    results.lap("probes")
+    # a gradient-based Meta-Learner, and plain gradient descent from the start that it learned
+    results.phase("gradient-based Meta-Learner")
+    maml = meta.MAML(distribution, width=config.maml_width, inner_steps=3,
+                     generator=generator_for(config, "initialization"))
+    meta.train(maml, distribution, steps=config.maml_steps, batch=128, optimizer="adam",
+               adam_lr=0.01, generator=generator_for(config, "tasks"))
+    seen = torch.full((x.shape[0] * x.shape[1],), config.trials)
+    maps = maml.inner_loop(x.flatten(0, 1), y.flatten(0, 1), seen).unflatten(1, x.shape[:2])
+    results.add("maml", range(len(maps)), distribution.strength(maps, W[:, None]))
+    start = [layer.expand(len(W), 1, -1, -1) for layer in (maml.W1, maml.W2)]
+    maps = learners.linear_network(W[:, None], lr, short, start)
+    results.add("maml_start", short, distribution.strength(maps, W[:, None]))
+
+    # out of distribution: tasks with a larger or smaller spectrum
+    results.phase("out of distribution")
+    captured = []
+    for scale in config.ood_scales:
+        test = distribution.episodes((scale * W).repeat_interleave(64, 0),
+                                     generator_for(config, "ood"))
+        captured.append(learners.captured_fraction(
+            *(distribution.score(each, *test).mean().item() for each in predictors.values())))
+    results["ood/scale"], results["ood/captured"] = config.ood_scales, captured
     return results
 
-def nonlinreg(config, folder):
-    """Nonlinear regression: the frequencies of a function, against Rahaman et al. 2018."""
-    results = Results(modes=[f"k = {k + 1}" for k in range(config.frequencies)],
-                      limit=config.noise ** 2)
-    low_pass = range(1, config.frequencies + 1)
-    lower, upper = low_pass[:config.frequencies // 2], low_pass[config.frequencies // 2:]
-    above = range(config.frequencies + 1, 2 * config.frequencies + 1)
+def nonlinreg(config, checkpoint):
+    """Nonlinear regression: the frequencies of a function, after Rahaman et al. 2018."""
+    band = range(1, config.frequencies + 1)
+    results = Results(config, [f"k = {k}" for k in band], config.noise ** 2)
+    distribution = tasks.FourierRegression(band, config.noise, config.trials, config.skew)
+    W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
+    points, lr, inits = max(64, 4 * len(band)), config.learner_lr, config.learner_inits
+    circle = torch.arange(points) / points
 
-    prior = tasks.FourierRegression(low_pass, config.noise, config.trials)
-    bandpass = tasks.FourierRegression(upper, config.noise, config.trials)
-    W = prior.evaluation_tasks(config.eval_tasks, stream(config, "evaluation"))
+    # Learners: ReLU networks, on tasks of equal amplitudes and of amplitudes that rise with k
+    results.phase("Learners")
+    record = evenly_spaced(config.learner_steps, 200)
+    rising = torch.tensor(band) / torch.tensor(band).double().square().mean().sqrt()
+    for system, targets in ("learner", W), ("rising", W * rising.float().repeat(2)):
+        y = (distribution.features(circle[:, None]) @ targets.mT).mT.expand(-1, inits, -1)
+        f = learners.relu_network(circle.expand(y.shape), y, lr, record,
+                                  hidden=config.learner_hidden,
+                                  generator=generator_for(config, "learners"))
+        results.add(system, record, read_waves(distribution, f, circle, targets))
 
-    # Learners: on targets of flat amplitude and of rising amplitude, of the same power
-    circle = torch.arange(64)[:, None] / 64
-    rising = torch.arange(1.0, config.frequencies + 1)
-    rising = rising / rising.square().mean().sqrt()
-    steps, strength, functions = relu_learner(config, prior, W, circle)
-    results.add("learner", steps, strength)
-    results.add("learner_rising", *relu_learner(config, prior, W * rising.repeat(2), circle)[:2])
-    results.lap("learners")
+    # their cause removed: one linear layer on the Fourier features, step size 0.01
+    targets, record = W[:, None].expand(-1, inits, -1, -1), range(301)
+    maps = learners.linear_network(targets, 0.01, record, "one layer",
+                                   generator=generator_for(config, "learners"))
+    results.add("fourier", record, distribution.strength(maps, W[:, None]))
+    results["fourier/theory"] = learners.one_layer_theory(
+        torch.ones(len(band)), 0.0, 0.01 * torch.tensor(record))
 
-    # the Meta-Learner's outer loop; a second one goes on from its weights with the upper band alone
-    model, bandpass_model = new_meta_learner(config, prior), new_meta_learner(config, bandpass)
-    predictors = dict(prior=tasks.Prior(), meta=model, bayes=tasks.Bayes(prior))
-    outer_loop(config, prior, W, predictors, results, folder / "checkpoint.pt")
-    bandpass_model.load_state_dict(model.state_dict())
-    shorter = replace(config, outer_steps=config.bandpass_steps, batch=config.batch // 2)
-    train(shorter, bandpass, bandpass_model, folder / "checkpoint_bandpass.pt")
-    results.lap("outer_loop")
-
-    # what Meta-Learner and Bayes learn within the same episodes
-    inner_loops(config, prior, W, predictors, results)
-
-    # one clock: Learners on the first t trials of an episode, for each t
-    trials, x, y = clock(config, prior, W)
-    grid = prior.queries()
-    f = learners.relu_network_by_trial(
-        x, y, trials, grid[:, 0], config.learner_lr, config.learner_steps, config.learner_hidden,
-        config.learner_layers, stream(config, "learners"))                       # (Q, N, E, G)
-    target = (prior.features(grid) @ W.mT).mT                                       # (N, 1, G)
-    strength, _ = tasks.fourier_strength(f, target, prior.frequencies)
-    results.add("learner_by_trial", trials, strength)
-
-    # out of distribution: signals of each half of the band, and of as much above it
-    predictors["meta_bandpass"] = bandpass_model
-    predictors["bayes_bandpass"] = tasks.Bayes(bandpass)
-    results["passband"] = [[1, config.frequencies], [upper[0], config.frequencies]]
-    for band in lower, upper, above:
-        other = tasks.FourierRegression(band, config.noise, config.trials)
-        signals = other.evaluation_tasks(config.eval_tasks, stream(config, "evaluation"))
-        out_of_distribution(config, f"{band[0]} to {band[-1]}", other, signals, predictors, results,
-                            first_mode=band[0])
-
-    # the first task: what its first Learner and the first of its episodes make of it
-    _, _, x, y = prior.evaluation_episodes(W[:1], config.eval_episodes, stream(config, "probe"))
-    x, y = x[0, :1], y[0, :1]
-    _, P = predictors["bayes"].posterior(x, y)
-    features = prior.features(circle.double())
-    results["fits/x"] = circle[:, 0]
-    results["fits/target"] = (prior.features(circle) @ W[0].mT)[:, 0]
-    results["fits/data"] = torch.cat([x[0], y[0]], 1)
-    results["fits/learner"] = functions[:, 0, 0]
-    results["fits/meta"] = model.query(x, y, circle)[0, ..., 0]
-    results["fits/bayes"] = predictors["bayes"].query(x, y, circle)[0, ..., 0]
-    results["fits/deviation"] = ((features @ P[0]) * features).sum(-1).clamp_min(0).sqrt()
-    results.lap("probes")
-    return results
-
-def bandit(config, folder):
-    """Contextual bandits: the correct action in each context, against Schaul et al. 2019."""
-    results = Results(modes=[f"context {c + 1}" for c in range(config.contexts)], limit=1.0)
-    prior = tasks.ContextualBandit(config.contexts, config.actions, config.trials)
-    correct = prior.evaluation_tasks(config.eval_tasks, stream(config, "evaluation"))
-
-    # Learners: one bias for all contexts or one for each; near-uniform and spread-out starts
-    near, spread, steps = config.learner_sd, 1.0, config.learner_steps
-    results.add("learner", *bandit_learner(config, prior, correct, near, steps, shared=True))
-    results.add("decoupled", *bandit_learner(config, prior, correct, near, steps, shared=False))
-    results.add("spread", *bandit_learner(config, prior, correct, spread, 4 * steps, shared=True))
-    results.add("decoupled_spread",
-                *bandit_learner(config, prior, correct, spread, 4 * steps, shared=False))
-
-    # one clock: a Learner with one trial a step, in an episode as long as its steps
-    online = learners.OnlineLearner(config.learner_lr, near, stream(config, "online"))
-    longer = tasks.ContextualBandit(config.contexts, config.actions, steps)
-    episodes = longer.evaluation_episodes(correct, config.learner_starts, stream(config, "probe"))
-    strength, _ = longer.inner_loop(online, *episodes)
-    seen = meta.spaced_steps(1, steps, 120)
-    results.add("online", torch.tensor(seen), strength[seen])
-    results.lap("learners")
+    # online: the ReLU network with one fresh noisy trial a step
+    results.phase("online Learner")
+    record, generator = evenly_spaced(config.online_steps), generator_for(config, "online")
+    stream = tasks.FourierRegression(band, config.noise, config.online_steps)
+    x, y = stream.episodes(W.repeat_interleave(inits, 0), generator)
+    f = learners.relu_network(x[..., 0], y[..., 0], lr / 3, record, hidden=config.learner_hidden,
+                              at=circle, generator=generator, online=True)
+    results.add("online", record,
+                read_waves(distribution, f.unflatten(1, (-1, inits)), circle, W))
 
     # the Meta-Learner's outer loop
-    model = new_meta_learner(config, prior, meta.MetaAgent)
-    agents = dict(prior=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
-    outer_loop(config, prior, correct, agents, results, folder / "checkpoint.pt")
-    results.lap("outer_loop")
+    results.phase("outer loop")
+    model = new_meta_learner(config, distribution, meta.MetaLearner)
+    predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
+    measure_outer_loop(config, distribution, W, predictors, results, checkpoint)
 
-    # what Meta-Learner and Bayes learn within the same episodes
-    ordered = dict(bayes_ordered=tasks.OrderedBayesAgent())
-    inner_loops(config, prior, correct, agents | ordered, results)
-    results.add_theory("bayes", lambda t: prior.strength(prior.bayes_curve()))
+    # what the Meta-Learner and Bayes learn within the same episodes
+    results.phase("probes")
+    _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
 
-    # interference: is a context held up by others that are solved, or helped by a shared answer?
-    for system, agent in dict(online=online, meta=model, bayes=agents["bayes"]).items():
-        episodes = fresh_episodes(config, prior)
-        results[f"visits/{system}"] = tasks.visit_clock(prior, agent, episodes)     # (A - 1, C)
-    sharing = tasks.shared_answers(correct)
-    for system in "learner", "decoupled", "online", "meta", "bayes":
-        strength, time = (torch.from_numpy(results[f"{system}/{name}"])
-                          for name in ("strength", "time"))
-        half = learners.half_time(strength.mean(2), time)                           # (N, C)
-        results[f"sharing/{system}"] = [learners.geometric_mean(half[sharing == n])
-                                        for n in range(1, config.contexts + 1)]     # (C,)
+    # Learners trained on the first t trials of an episode, for each t, and Bayes on the same
+    results.phase("fitted Learners")
+    trials, generator = meta.spaced_steps(1, config.trials, 12), generator_for(config, "learners")
+    x, y = x[:, :config.fitted_episodes, :, 0], y[:, :config.fitted_episodes, :, 0]
+    f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps],
+                               hidden=config.learner_hidden, at=circle, generator=generator)
+         for t in trials]
+    results.add("fitted", trials, read_waves(distribution, torch.cat(f), circle, W))
+    results.add("bayes_as_fitted", trials,
+                results["bayes/strength"][trials][:, :, :config.fitted_episodes])
+    return results
 
-    # out of distribution: contexts at unequal rates
-    halving = [2.0 ** -c for c in range(config.contexts)]
-    unequal = tasks.ContextualBandit(config.contexts, config.actions, config.trials, halving)
-    results["rates"] = unequal.rates
-    out_of_distribution(config, "equal rates", prior, correct, agents, results)
-    out_of_distribution(config, "unequal rates", unequal, correct, agents, results)
-    results.lap("probes")
+def bandit(config, checkpoint):
+    """Contextual bandits: the correct action in each context, after Schaul et al. 2019."""
+    results = Results(config, [f"context {c + 1}" for c in range(config.contexts)], best=1.0)
+    size = config.contexts, config.actions
+    distribution = tasks.ContextualBandit(*size, config.trials, config.skew)
+    correct = distribution.evaluation_tasks(
+        config.eval_tasks, generator_for(config, "evaluation"))
+    results["shared_answers"] = tasks.shared_answers(correct)
+
+    # Learners: exact policy gradient with one bias for all contexts, or with one for each
+    results.phase("Learners")
+    record = meta.spaced_steps(1, config.learner_steps, 120)
+    for system, shared in ("learner", True), ("own_biases", False):
+        generator = generator_for(config, "learners")
+        renamed = distribution.rename(correct, config.learner_inits, generator)
+        logits = config.init_std * torch.randn(
+            *renamed.shape, config.actions, generator=generator)
+        J = learners.policy_gradient(renamed, logits, config.learner_lr, record, shared,
+                                     distribution.rates)
+        results.add(system, record, distribution.strength(J))
+
+    # online: REINFORCE with one trial a step
+    results.phase("online Learner")
+    online = learners.OnlineLearner(
+        config.learner_lr, config.init_std, generator_for(config, "online"))
+    stream = tasks.ContextualBandit(*size, config.learner_steps, config.skew)
+    episodes = stream.evaluation_episodes(
+        correct, config.learner_inits, generator_for(config, "probe"))
+    strength, _ = stream.inner_loop(online, *episodes)
+    results.add("online", record, strength[record])
+
+    # the Meta-Learner's outer loop
+    results.phase("outer loop")
+    model = new_meta_learner(config, distribution, meta.MetaAgent, entropy=config.entropy)
+    predictors = dict(none=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
+    measure_outer_loop(config, distribution, correct, predictors, results, checkpoint)
+
+    # what the Meta-Learner and Bayes learn within the same episodes
+    results.phase("probes")
+    episodes = measure_inner_loops(config, distribution, correct, predictors, results)
+    results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
+
+    # the policy fitted to the first t trials that Bayes played, for each t, and Bayes on the same
+    results.phase("fitted Learners")
+    trials, generator = meta.spaced_steps(1, config.trials, 12), generator_for(config, "learners")
+    renamed, contexts, uniforms = (part[:, :config.fitted_episodes] for part in episodes)
+    flat = [part.flatten(0, 1) for part in (renamed, contexts, uniforms)]
+    reward, J, action = distribution.play(tasks.BayesAgent(), *flat)
+    played = one_hot(flat[1] * config.actions + action, math.prod(size)).unflatten(-1, size)
+    paid = reward[..., None, None]
+    policies = [learners.fitted_policy(
+        (played * paid)[:, :t].sum(1), (played * (1 - paid))[:, :t].sum(1),
+        config.init_std * torch.randn(len(played), *size, generator=generator), 0.1,
+        config.fitted_steps) for t in trials]
+    fitted = torch.stack(policies).gather(
+        -1, flat[0][..., None].expand(len(trials), -1, -1, -1))[..., 0]
+    for system, J in ("fitted", fitted), ("bayes_as_fitted", J[:, trials].movedim(1, 0)):
+        results.add(system, trials, distribution.strength(J).unflatten(1, renamed.shape[:2]))
+
+    # ceilings: Bayes against Bayes with other random choices, and a fixed order up to ties
+    other_uniforms = torch.rand(episodes[2].shape, generator=generator_for(config, "ood"))
+    strength, _ = distribution.inner_loop(tasks.BayesAgent(), *episodes[:2], other_uniforms)
+    results["ceiling/follows_bayes"] = learners.half_time_correlation(
+        strength, torch.from_numpy(results["bayes/strength"]), torch.arange(config.trials + 1.0))
+    if not config.skew:                                   # rates would break the ties
+        results["ceiling/concordance"] = learners.concordance_ceiling(
+            tasks.shared_answers(correct))
     return results
 
 # ---------------------------------------------------------------- steps that experiments share
-PURPOSES = ("tasks", "initialisation", "evaluation", "probe", "learners", "online", "fresh", "ood",
+PURPOSES = ("tasks", "initialization", "evaluation", "probe", "learners", "online", "test", "ood",
             "control", "snapshots")
 
-def stream(config, purpose):
-    """A random stream of its own for each purpose: what one draws never shifts another."""
+def generator_for(config, purpose):
+    """A random generator for each purpose, so what one part draws never shifts another."""
     return torch.Generator().manual_seed(len(PURPOSES) * config.seed + PURPOSES.index(purpose))
 
+def evenly_spaced(last, count=400):
+    """About `count` evenly spaced steps from 0 to `last`, both included."""
+    return [*range(0, last, max(1, last // count)), last]
+
 class Results(dict):
-    """What a run measured: NumPy arrays by name, all that its tables and figures are made of.
+    """What a run measured: NumPy arrays by name. Print it to see the table.
 
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
-    performance/SYSTEM (n, T), limit ()                loss, or reward, of fresh tasks by trial
-    outer_loop/step (P,), strength (P, N, E, K), half_time (P, K), value (P,)
-    ood                                                a table with the columns of ood.csv
-    probe/*, sharing/*, visits/*, map/*, fits/*        what one family alone measures
-    Of a complete run also, as attributes: config, folder, and summary, which the table printed and
-    summary.json show; it has inf and nan where the file has null.
+    SYSTEM/theory (R, K)                               its closed form, where there is one
+    probe/SYSTEM (T + 1,)                              R^2 of the probe
+    performance/SYSTEM (n, T), best ()                 loss or reward on new tasks, best possible
+    outer_loop/step (P,), strength (P, N, E, K), captured (P,), equal (P, K, E, K)
+    ood/scale (S,), captured (S,)                      κ on larger and smaller tasks
+    Attributes: config, modes; of a complete run also summary and folder.
     """
 
-    def __init__(self, **arrays):
-        self.begun = time.perf_counter()
-        for name, values in arrays.items():
-            self[name] = values
+    def __init__(self, config, modes=(), best=0.0):
+        self.config, self.modes, self.begun = config, modes, time.perf_counter()
+        self["best"] = best
 
     def __setitem__(self, name, values):
         if isinstance(values, torch.Tensor):
@@ -330,302 +388,498 @@ class Results(dict):
         super().__setitem__(name, np.array(values, order="C"))
 
     def add(self, system, time, strength):
-        """Takes a system's strengths (R, N, E, K) at times (R,)."""
+        """Adds a system's strengths (R, N, E, K) at times (R,)."""
         self[f"{system}/time"] = time
         self[f"{system}/strength"] = strength
 
-    def add_theory(self, system, closed_form):
-        """Takes a system's closed form, a function of its times (R,) with values (R, K)."""
-        time = torch.from_numpy(self[f"{system}/time"])
-        self.add(f"{system}_theory", time, closed_form(time)[:, None, None])
+    def phase(self, name):
+        """Prints what happens now, and how many seconds the run has taken so far."""
+        print(f"{time.perf_counter() - self.begun:6.0f} s  {name}", file=sys.stderr, flush=True)
 
-    def lap(self, phase):
-        """Notes the seconds since the last lap as those of a phase."""
-        self[f"seconds/{phase}"] = round(time.perf_counter() - self.begun, 2)
-        self.begun = time.perf_counter()
+    def systems(self):
+        """The names of all systems, in the order in which they were measured."""
+        return [name.removesuffix("/time") for name in self if name.endswith("/time")]
 
     def curve(self, system):
-        """A system's time (R,), and its mean strengths with their standard errors, (R, K) each."""
-        return plots.curve(self, system)
+        """A system's times (R,), and the mean strengths and standard errors over tasks, (R, K).
+        Raises ValueError for an unknown system."""
+        learners.check_name("system", system, self.systems())
+        strength = self[f"{system}/strength"].mean(2)
+        n = strength.shape[1]
+        stderr = strength.std(1, ddof=min(1, n - 1)) / n ** 0.5
+        return self[f"{system}/time"], strength.mean(1), stderr
 
     def __repr__(self):
-        return plots.printed(self.summary)
+        modes = "".join(f"{k + 1:6}" for k in range(len(self.modes)))
+        lines = ["Half-time of each mode; index: latest over earliest, of averages over repeats",
+                 "[± 2 standard errors], and within a repeat; concordance: 1 same order, 0 chance",
+                 "", f"{'':32}{modes}  index               within  concordance"]
+        for system, row in self.summary["systems"].items():
+            name = "{} ({})".format(*SYSTEMS[system])
+            half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
+            low, high = map(format_number, row["staggering_ci"])
+            bound = ">" if row["lower_bound"] else ""
+            index = f"{bound}{format_number(row['staggering'])} [{low}, {high}]"
+            lines.append(f"{name:32}{half_times}  {index:20}{format_number(row['within']):>6}"
+                         f"{format_number(row['concordance']):>13}")
+        captured, (low, high) = self.summary["captured"], self.summary["captured_ci"]
+        excess = format_number(self.summary["last_excess"])
+        lines += ["", f"Captured fraction κ = {captured:.3f} [{low:.3f}, {high:.3f}]; at the last "
+                  f"trial it is {excess} times as far from the best possible as Bayes"]
+        if not captured > 0.8:
+            lines.append("Warning: κ is below 0.8. An unfinished Meta-Learner can look staggered; "
+                         "try more outer steps.")
+        return "\n".join(lines)
 
-def linear_learner(config, W, start, optimizer, lr, steps, starts):
-    """Linear networks, several of each task W (N, d, d): steps (R,), strengths (R, N, E, K)."""
-    target = W.double()[:, None].expand(-1, starts, -1, -1)
-    steps, maps = learners.linear_network(
-        target, lr, steps, start, config.learner_scale, optimizer, every=max(1, steps // 400),
-        generator=stream(config, "learners"))
-    return steps, tasks.mode_strength(maps, *tasks.singular_modes(target))
+def new_meta_learner(config, distribution, kind, **more):
+    """An untrained Meta-Learner; kind is meta.MetaLearner or meta.MetaAgent."""
+    model = kind(distribution, config.hidden, config.layers,
+                 generator_for(config, "initialization"), config.core,
+                 config.encoder_width, **more)
+    return model.to(config.device)
 
-def relu_learner(config, prior, W, circle):
-    """ReLU networks, several of each task W (N, 1, 2 K), on points of the circle (G, 1): steps
-    (R,), strengths (R, N, E, K), the functions learned (R, N, E, G)."""
-    target = (prior.features(circle) @ W.mT).mT.expand(-1, config.learner_starts, -1)
-    steps, f = learners.relu_network(
-        circle[:, 0].expand(target.shape), target, config.learner_lr, config.learner_steps,
-        config.learner_hidden, config.learner_layers, every=max(1, config.learner_steps // 200),
-        generator=stream(config, "learners"))
-    strength, _ = tasks.fourier_strength(f, target, prior.frequencies)
-    return steps, strength, f
+def read_waves(distribution, f, at, W):
+    """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) seen at points
+    (Q,): (R, N, E, K)."""
+    fit, _, _ = distribution.fit(f[..., None], at[:, None])
+    return distribution.strength(fit, W[:, None])
 
-def bandit_learner(config, prior, correct, sd, steps, shared):
-    """Policy-gradient Learners, several of each task (N, C), each with names of actions and a start
-    of its own: steps (R,), strengths (R, N, E, C)."""
-    generator = stream(config, "learners")
-    renamed = prior.rename(correct, config.learner_starts, generator)
-    logits = sd * torch.randn(*renamed.shape, config.actions, generator=generator)
-    record = meta.spaced_steps(1, steps, 120)
-    J = learners.policy_gradient(renamed, logits, config.learner_lr, record, shared)
-    return torch.tensor(record), prior.strength(J)
+def measure_outer_loop(config, distribution, targets, predictors, results, checkpoint,
+                       controls=None):
+    """Trains the Meta-Learner, periodically measuring κ on held-out tasks, and its strengths at the
+    last trial of the evaluation tasks and of control tasks."""
+    model, generator = predictors["meta"], generator_for(config, "test")
+    test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
+    for system in "none", "bayes":
+        results[f"performance/{system}"] = distribution.score(predictors[system], *test)
+    some, first = [part[:256] for part in test], []
+    none, bayes = (distribution.score(predictors[system], *some).mean().item()
+                   for system in ("none", "bayes"))
+    sets = dict(strength=targets) if controls is None else dict(strength=targets, equal=controls)
+    episodes = {name: distribution.evaluation_episodes(
+        several, min(2, config.eval_episodes), generator_for(config, "snapshots"))
+        for name, several in sets.items()}
 
-def clock(config, prior, W):
-    """For Learners whose clock is trials: the numbers of trials at which to look (Q,), and the
-    first of the episodes that the Meta-Learner sees of each task W (N, ...): x, y (N, E, T, D)."""
-    trials = torch.tensor(meta.spaced_steps(1, config.trials, 12))
-    probe = stream(config, "probe")
-    _, _, x, y = prior.evaluation_episodes(W, config.eval_episodes, probe)
-    return trials, x[:, :config.clock_episodes], y[:, :config.clock_episodes]
+    def snapshot(step):
+        """Measures the model at an outer step, and prints κ."""
+        captured = learners.captured_fraction(
+            none, distribution.score(model, *some).mean().item(), bayes)
+        first.append((step, time.perf_counter()))
+        if 10 * step >= config.outer_steps and len(first) > 1:
+            pace = (first[-1][1] - first[0][1]) / (step - first[0][0])
+            left = pace * (config.outer_steps - step)
+            results.phase(f"outer step {step} of {config.outer_steps}, κ {captured:.2f}; "
+                          f"{left:.0f} s left for the outer loop")
+        return dict(captured=torch.tensor(captured)) | {
+            name: distribution.inner_loop(model, *those)[0][-1].clone()
+            for name, those in episodes.items()}
 
-def new_meta_learner(config, prior, kind=meta.MetaLearner):
-    """An untrained Meta-Learner. kind: meta.MetaAgent for a bandit."""
-    return kind(prior, config.hidden, config.layers, stream(config, "initialisation"),
-                config.core, config.encoder).to(config.device)
-
-def fresh_episodes(config, prior):
-    """One episode of each of the fresh tasks."""
-    generator = stream(config, "fresh")
-    return prior.episodes(prior.sample(config.fresh_tasks, generator), generator)
-
-def train(config, prior, model, path, snapshot=None, report=None):
-    """Trains a Meta-Learner, or goes on from its checkpoint. Returns its snapshots."""
-    def loss(generator, share):
-        """What to descend, and what to report of it, on a batch of fresh episodes."""
-        if isinstance(prior, tasks.ContextualBandit):
-            entropy = config.entropy * (1 - share)
-            return meta.policy_gradient_loss(model, prior, config.batch, entropy, generator)
-        return meta.squared_error_loss(model, prior, config.batch, generator)
-
-    optimizers = meta.make_optimizers(model, config.outer_optimizer, config.muon_lr, config.adam_lr)
-    return meta.outer_loop(model, loss, config.outer_steps, optimizers, stream(config, "tasks"),
-                           path, asdict(config), snapshot, report)
-
-def outer_loop(config, prior, targets, predictors, results, path, controls=None):
-    """Trains the Meta-Learner of a family, looking from time to time at what its inner loop has
-    learned of the evaluation tasks, and of control tasks, at the last trial."""
-    fresh = fresh_episodes(config, prior)
-    bounds = [prior.score(predictors[system], *fresh).mean() for system in ("prior", "bayes")]
-    few = min(2, config.eval_episodes)
-    episodes = prior.evaluation_episodes(targets, few, stream(config, "snapshots"))
-    trials = torch.arange(config.trials + 1.0)
-
-    def snapshot(model):
-        """What the outer loop notes at one of its steps."""
-        strength, _ = prior.inner_loop(model, *episodes)
-        seen = dict(strength=strength[-1].clone(),
-                    half_time=learners.half_time(strength.mean((1, 2)), trials),
-                    value=prior.score(model, *(part[:256] for part in fresh)).mean())
-        if controls is not None:
-            alike = prior.evaluation_episodes(controls, few, stream(config, "snapshots"))
-            seen["equal"] = prior.inner_loop(model, *alike)[0][-1].mean((1, 2))
-        return seen
-
-    progress = meta.Progress(config.outer_steps, *bounds)
-    snapshots = train(config, prior, predictors["meta"], path, snapshot, progress)
+    snapshots = meta.train(
+        model, distribution, steps=config.outer_steps, batch=config.batch,
+        generator=generator_for(config, "tasks"), optimizer=config.outer_optimizer,
+        muon_lr=config.muon_lr, adam_lr=config.adam_lr, checkpoint=checkpoint,
+        settings=asdict(config) | dict(device=None), snapshot=snapshot)
     for name in snapshots[0]:
-        values = [torch.as_tensor(one[name]) for one in snapshots]
-        results[f"outer_loop/{name}"] = torch.stack(values)
+        results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
+    results["performance/meta"] = distribution.score(model, *test)
 
-def inner_loops(config, prior, targets, predictors, results):
-    """What each predictor learns within episodes, the same for all: its strengths in those of the
-    evaluation tasks, and its losses, or rewards, in those of fresh tasks."""
-    episodes = prior.evaluation_episodes(targets, config.eval_episodes, stream(config, "probe"))
-    for system, predictor in predictors.items():
-        results[f"performance/{system}"] = prior.score(predictor, *fresh_episodes(config, prior))
-        if system == "prior":
-            continue
-        strength, readings = prior.inner_loop(predictor, *episodes)
+def measure_inner_loops(config, distribution, targets, predictors, results):
+    """Measures what the Meta-Learner and Bayes learn within the same episodes. Returns those."""
+    episodes = distribution.evaluation_episodes(
+        targets, config.eval_episodes, generator_for(config, "probe"))
+    for system in "meta", "bayes":
+        strength, r_squared = distribution.inner_loop(predictors[system], *episodes)
         results.add(system, torch.arange(config.trials + 1.0), strength)
-        for name, reading in readings.items():
-            results[f"probe/{system}_{name}"] = reading                             # (T + 1,)
+        results[f"probe/{system}"] = r_squared
+    return episodes
 
-def out_of_distribution(config, condition, prior, targets, predictors, results, first_mode=1):
-    """What each predictor has learned of targets that come from another prior at the last trial,
-    and its mean loss, or reward, on them: more rows of results["ood"]."""
-    few = min(16, config.eval_episodes)
-    episodes = prior.evaluation_episodes(targets, few, stream(config, "ood"))
-    fresh = prior.episodes(targets.repeat_interleave(few, 0), stream(config, "ood"))
-    rows = results["ood"].tolist() if "ood" in results else []
-    for system, predictor in predictors.items():
-        strength, _ = prior.inner_loop(predictor, *episodes)
-        value = prior.score(predictor, *fresh).mean().item()
-        for k, last in enumerate(strength[-1].mean((0, 1)).tolist(), first_mode):
-            rows.append((system, condition, k, last, value))
-    results["ood"] = np.rec.fromrecords(rows, names="system,condition,mode,strength,value")
+# ---------------------------------------------------------------- numbers and figures of a run
+SYSTEMS = dict(                                           # label, and unit of time
+    learner=("Learner", "steps"), aligned=("Learner, aligned start", "steps"),
+    one_layer=("One layer", "steps"), adam=("Adam", "steps"), rmsprop=("RMSprop", "steps"),
+    muon=("Muon", "steps"), rising=("Rising amplitudes", "steps"),
+    large_start=("Large start", "steps"), fourier=("Fourier features", "steps"),
+    own_biases=("Own biases", "steps"), online=("Learner, online", "trials"),
+    online_one_layer=("One layer, online", "trials"), fitted=("Learner, fitted", "trials"),
+    bayes_as_fitted=("Bayes, same episodes", "trials"), maml=("MAML, inner loop", "steps"),
+    maml_start=("Descent from MAML start", "steps"), meta=("Meta-Learner", "trials"),
+    bayes=("Bayes-optimal", "trials"), none=("Never learns", "trials"))
+
+CHIEF, CAUSE_REMOVED = ("learner", "meta", "bayes"), ("one_layer", "fourier", "own_biases")
+
+def summarize(results):
+    """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
+    arrays = {name: torch.from_numpy(array) for name, array in results.items()}
+
+    losses = [arrays[f"performance/{system}"] for system in ("none", "meta", "bayes")]
+    captured, *captured_ci = learners.captured_interval(*(loss.mean(1) for loss in losses))
+    meta_excess, bayes_excess = (loss[:, -1].mean() - arrays["best"] for loss in losses[1:])
+    if "shared_answers" in arrays:                        # rewards are too coarse so near to 1
+        meta_excess, bayes_excess = (
+            1 - arrays[f"{system}/strength"][-1].mean() for system in ("meta", "bayes"))
+    step = arrays["outer_loop/step"]
+    # one training: its tasks are the repeats
+    trained = learners.describe(arrays["outer_loop/strength"].flatten(1, 2)[:, None], step)
+    outer_loop = {name: trained[name] for name in ("half_times", "staggering", "lower_bound")}
+    if "outer_loop/equal" in arrays:
+        equal = arrays["outer_loop/equal"].mean((2, 3))
+        outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
+    pair = arrays["meta/strength"], arrays["bayes/strength"], arrays["meta/time"]
+    return dict(
+        systems={system: learners.describe(arrays[f"{system}/strength"], arrays[f"{system}/time"])
+                 for system in results.systems()},
+        captured=captured,
+        captured_ci=captured_ci,
+        last_excess=(meta_excess / bayes_excess).item(),
+        follows_bayes=learners.half_time_correlation(*pair).tolist(),
+        against_bayes=learners.half_time_ratio(*pair).tolist(),
+        r_squared=arrays["probe/meta"].tolist(),
+        outer_loop=outer_loop,
+        **{name: arrays[name].tolist() for name in arrays
+           if name.startswith(("ceiling/", "ood/")) or name.endswith("theory_half_times")},
+    )
+
+def format_number(value):
+    """A number with three digits; "-" if it is undefined or a mode is not reached."""
+    if not math.isfinite(value):
+        return "-"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{round(value, digits) + 0:.{digits}f}"       # + 0 turns -0.00 into 0.00
+
+def panel(results, system):
+    """A panel for plots.dynamics."""
+    time, strength, stderr = results.curve(system)
+    label, unit = SYSTEMS[system]
+    found = results.summary["systems"][system]
+    bound = "> " if found["lower_bound"] else ""
+    title = f"{label}\nindex {bound}{format_number(found['staggering'])}"
+    if math.isfinite(found["concordance"]):
+        title += f" · concordance {format_number(found['concordance'])}"
+    half_times = learners.half_time(torch.from_numpy(strength), torch.from_numpy(time)).numpy()
+    return dict(title=title, time=time, strength=strength, stderr=stderr, half_times=half_times,
+                labels=results.modes, theory=results.get(f"{system}/theory"),
+                theory_half_times=results.get(f"{system}/theory_half_times"),
+                axes=dict(xlabel=unit), log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0)
+
+def figures(results):
+    """All figures of a run by name."""
+    seed = f"seed {results.config.seed}"
+    if results.config.skew:
+        seed += f", skew {results.config.skew:g}"
+    clocks = "online", "fitted", "meta"
+    controls = [system for system in results.systems() if system not in CHIEF + clocks]
+    drawn = {name: plots.dynamics([panel(results, system) for system in those],
+                                  caption=f"{seed} · dots: half-times · bands: 2 standard errors")
+             for name, those in dict(dynamics=CHIEF, controls=controls, by_trial=clocks).items()}
+    shares = []
+    for system in CHIEF:
+        half_times = learners.half_time(torch.from_numpy(results[f"{system}/strength"]),
+                                        torch.from_numpy(results[f"{system}/time"]))
+        shares.append(dict(title=panel(results, system)["title"],
+                           shares=learners.rank_shares(half_times).numpy()))
+    drawn["concordance"] = plots.rank_shares(
+        shares, results.modes, f"{seed} · share of repeats")
+    if "shared_answers" in results and not results.config.skew:
+        drawn["sharing"] = plots.dynamics(
+            [sharing_panel(results, system) for system in ("learner", "own_biases", "meta")],
+            caption=f"{seed} · contexts by how many share their correct action")
+
+    # the outer loop: strengths at the last trial, and κ
+    common = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
+    strength, captured = (results[f"outer_loop/{name}"] for name in ("strength", "captured"))
+    drawn["outer_loop"] = plots.dynamics([
+        dict(common, title="Strength at the last trial", strength=strength.mean((1, 2)),
+             labels=results.modes),
+        dict(common, title="Captured fraction κ", strength=captured[:, None], labels=["κ"])],
+        caption=seed)
+
+    # learning curves on held-out tasks
+    names = "none", "meta", "bayes"
+    values = np.stack([results[f"performance/{name}"] for name in names], 2)       # (n, T, 3)
+    reward = dict(xlabel="trial", ylabel="reward", ylim=(0, 1.05))
+    error = dict(xlabel="trial", ylabel="squared error", yscale="log")
+    drawn["performance"] = plots.dynamics([dict(
+        title=f"κ = {results.summary['captured']:.3f}; at the last trial "
+              f"{format_number(results.summary['last_excess'])} times as far off as Bayes",
+        time=np.arange(values.shape[1]), strength=values.mean(0), labels=[
+            SYSTEMS[name][0] for name in names], stderr=values.std(0) / len(values) ** 0.5,
+        axes=reward if "shared_answers" in results else error)], caption=seed, height=3.8)
+    return drawn
+
+def sharing_panel(results, system):
+    """Learning curves of contexts by how many contexts share their correct action."""
+    groups, strength = results["shared_answers"], results[f"{system}/strength"].mean(2)
+    counts = np.unique(groups)[::-1]
+    members = [strength[:, groups == count] for count in counts]            # (R, number of them)
+    stderr = [m.std(1) / m.shape[1] ** 0.5 for m in members]
+    return dict(panel(results, system), title=SYSTEMS[system][0], half_times=None, theory=None,
+                strength=np.stack([m.mean(1) for m in members], 1), stderr=np.stack(stderr, 1),
+                labels=[f"shared by {n}" if n > 1 else "not shared" for n in counts])
 
 # ---------------------------------------------------------------- from a command to its results
-FAMILIES = dict(                                          # settings, experiment, figures
-    linreg=(Linreg, linreg, plots.linreg),
-    nonlinreg=(Nonlinreg, nonlinreg, plots.nonlinreg),
-    bandit=(Bandit, bandit, plots.bandit),
-)
-SHARED = "seed", "device", "core", "outer_steps", "outer_optimizer"        # what `all` passes on
-
-def run(family, out=None, quick=False, fresh=False, **settings):
-    """What `python metadyn.py FAMILY` does, in `out`, by default runs/FAMILY. settings: as on the
-    command line, with underscores. Returns Results. Raises Mistake (a ValueError), and
-    FloatingPointError if learning diverged."""
-    return carry_out(family, *prepare(family, out or f"runs/{family}", quick, fresh, settings))
-
-def carry_out(family, config, folder):
-    """Runs, resumes or, where it is complete, redraws an experiment. Returns its results."""
-    _, experiment, draw = FAMILIES[family]
-    path = folder / "results.npz"
-    if path.exists():
-        results = meta.read(path, lambda path: Results(**np.load(path)))
-        print(f"{folder} is complete: drawn again; --fresh measures again", file=sys.stderr)
-    else:
-        meta.keep_freed_memory()
-        results = experiment(config, folder)
-        with plots.whole(path) as file:
-            np.savez(file, **results)
-    results.config, results.folder, results.summary = config, folder, learners.summarise(results)
-    write_json(folder / "summary.json", results.summary)
-    plots.tables(results, folder)
-    draw(results, results.summary, folder)
-    return results
-
-def write_json(path, values):
-    """Writes numbers and words as JSON, which has no inf and no nan: null."""
-    values = json.loads(json.dumps(values), parse_constant=lambda name: None)
-    with plots.whole(path) as file:
-        file.write_text(json.dumps(values, indent=1))
+FAMILIES = dict(linreg=(Linreg, linreg), nonlinreg=(Nonlinreg, nonlinreg), bandit=(Bandit, bandit))
+SHARED = "seed", "device", "core", "outer_steps", "outer_optimizer", "skew"        # for `all`
 
 class Mistake(ValueError):
-    """A mistake by the user, told in one line: the option, what was given and what is allowed."""
-    def __init__(self, option, given, allowed):
-        super().__init__(f"{option}: {given} given, allowed: {allowed}")
+    """A mistake by the user: the argument or option, and what is wrong with it."""
 
-def prepare(family, out, quick, fresh, settings):
-    """The config of a run and its folder, where config.json holds the same. Raises Mistake,
-    meta.Unreadable."""
-    config, folder = configure(family, quick, settings), Path(out)
+    def __init__(self, argument, problem):
+        self.argument, self.problem = argument, problem
+        super().__init__(f"{argument}: {problem}")
+
+def run(family, out=None, quick=False, fresh=False, **settings):
+    """Does what `python metadyn.py FAMILY` does, in the folder `out` (default: runs/FAMILY), with
+    settings named as on the command line, with underscores. Returns Results. Raises ValueError for
+    a mistake and FloatingPointError if learning diverges."""
+    config = configure(family, quick, settings)
+    return run_experiment(family, config, prepare(family, config, out or default_folder(
+        family, quick), fresh))
+
+def default_folder(family, quick):
+    """Where a run goes unless told otherwise. The quick version does not collide with the full."""
+    return Path("runs") / (family + "-quick" * quick)
+
+def prepare(family, config, out, fresh):
+    """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
+    Returns it. Raises Mistake."""
+    folder = Path(out)
+    wanted = dict(asdict(config), family=family, device=None)     # another device may resume a run
     path = folder / "config.json"
-    wanted = json.loads(json.dumps(dict(family=family, **asdict(config))))
-    versions = {module.__name__: module.__version__ for module in (torch, np, matplotlib)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fresh:
-            for file in path, folder / "results.npz", *folder.glob("checkpoint*.pt"):
+            for file in path, folder / "results.npz", folder / "checkpoint.pt":
                 file.unlink(missing_ok=True)
         if not path.exists():
-            write_json(path, dict(wanted, versions=versions))
-    except OSError as error:
-        raise Mistake("--out", folder, f"a folder that can be written ({error.strerror})") from None
-    there = meta.read(path, lambda path: dict(json.loads(path.read_text())))
-    for name, value in wanted.items():
-        if there.get(name) != value:
-            found = f"{folder}, a run with {name} {there.get(name)} there, {value} here,"
-            raise Mistake("--out", found, "another folder, or --fresh to replace that run")
-    return config, folder
+            (folder / "results.npz").unlink(missing_ok=True)          # settings unknown: not ours
+            write_json(path, dict(wanted, torch=torch.__version__))
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Mistake("out", f"{out} cannot be used: {error}") from None
+    differs = meta.difference(there, wanted)
+    if differs:
+        raise Mistake("out", f"{folder} holds another run ({differs}); choose another folder, or "
+                      "replace that run with fresh=True")
+    return folder
 
 def configure(family, quick, settings):
-    """A family's config: its defaults, those of a choice like --quick, the settings given. Raises
-    Mistake."""
+    """The config of a family: defaults, then what --quick and others change, then the settings
+    given. Raises Mistake."""
+    if family not in FAMILIES:
+        raise Mistake("family", f"{family!r} is not one of {', '.join(FAMILIES)}")
+    kind = FAMILIES[family][0]
+    known = {setting.name: setting for setting in fields(kind)}
+    for name in settings:
+        if name not in known:
+            raise Mistake(name, f"{family} has no such setting; it has {', '.join(known)}")
     defaults = QUICK[family] if quick else {}
     if settings.get("core") == "attention":
         defaults = ATTENTION[family] | defaults | ATTENTION_RATES
     if settings.get("outer_optimizer") == "adam":
         defaults = defaults | ADAM
-    config = FAMILIES[family][0](**defaults | settings)
-    for setting in fields(config):
-        name, given = "--" + setting.name.replace("_", "-"), getattr(config, setting.name)
-        low, choices = setting.metadata["low"], setting.metadata["choices"]
-        if choices and given not in choices:
-            raise Mistake(name, given, ", ".join(choices))
-        for value in np.atleast_1d([] if choices else given):
-            if not low <= value < math.inf:
-                least = "more than 0" if low == TINY else f"at least {low}"
-                raise Mistake(name, value, f"{least} and finite")
-    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    devices = [device for device in there if there[device]]
-    if config.device == "auto":
-        config.device = devices[0]
-    if config.device not in devices:
-        raise Mistake("--device", config.device, "on this machine " + ", ".join(devices))
+    given = {name: checked(known[name], value) for name, value in settings.items()}
+    config = kind(**defaults | given)
+    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if not there[config.device]:
+        raise Mistake("device", f"there is no {config.device} on this machine")
     if family == "linreg":
-        config.singular_values = sorted(map(float, config.singular_values), reverse=True)
-        if len(config.singular_values) != config.dim:
-            raise Mistake("--singular-values", len(config.singular_values),
-                          f"as many as --dim, {config.dim}")
+        config.singular_values = sorted(config.singular_values, reverse=True)
     return config
 
-# ---------------------------------------------------------------- the command line
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, with its errors in one line."""
-    def error(self, message):
-        """Raises argparse.ArgumentError, where argparse prints its usage and exits."""
-        raise argparse.ArgumentError(None, message.removeprefix("argument "))
+def checked(setting, value):
+    """The value of a setting, as its type. Raises Mistake if it is not valid."""
+    low, choices = setting.metadata["low"], setting.metadata["choices"]
+    convert = {int: operator.index, float: float, str: str,
+               list: lambda values: [float(one) for one in np.atleast_1d(values)]}
+    try:
+        converted = convert[setting.type](value)
+        numbers = np.atleast_1d([] if choices else converted)
+        valid = converted in choices if choices else len(numbers) and all(
+            (low <= numbers) & (numbers < 2 ** 31))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        least = "more than 0" if low == TINY else f"at least {low}"
+        kind = "a whole number, " if setting.type is int else ""
+        wanted = f"one of {', '.join(choices)}" if choices else f"{kind}{least} and below 2^31"
+        raise Mistake(setting.name, f"{value} given, must be {wanted}")
+    return converted
 
+def run_experiment(family, config, folder):
+    """Runs, resumes or, if it is complete, only redraws an experiment. Returns its results."""
+    torch.backends.cudnn.allow_tf32 = False               # float32 in an LSTM, as everywhere else
+    path = folder / "results.npz"
+    print(f"{family}, seed {config.seed}, on {config.device}, in {folder}", file=sys.stderr)
+    if path.exists():
+        results = Results(config)
+        with np.load(path) as arrays:
+            results.update(arrays)
+        results.modes = results.pop("modes").tolist()
+        results.phase("already complete: redrawing the figures")
+    else:
+        results = FAMILIES[family][1](config, folder / "checkpoint.pt")
+        with open(folder / "unfinished.npz", "wb") as file:
+            np.savez(file, modes=results.modes, **results)
+        (folder / "unfinished.npz").replace(path)
+    results.folder, results.summary = folder, summarize(results)
+    write_json(folder / "summary.json", results.summary)
+    write_tables(results, folder)
+    results.phase("figures")
+    for name, figure in figures(results).items():
+        save(figure, folder / name)
+    if family == "linreg":
+        film = plots.film([dict(panel(results, system), labels=config.singular_values)
+                           for system in CHIEF])
+        film.save(folder / "film.gif", writer="pillow", dpi=80)
+    results.phase("done")
+    return results
+
+def save(figure, path):
+    """Saves a figure as PNG and PDF."""
+    figure.savefig(f"{path}.png")
+    figure.set_layout_engine("none")                      # laid out once is enough
+    figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})
+
+def flatten(values, path=""):
+    """Nested dicts and lists as one dict: {"systems/meta/half_times/1": 3.2, ...}."""
+    if isinstance(values, list):
+        values = dict(enumerate(values, 1))
+    if not isinstance(values, dict):
+        return {path.removeprefix("/"): values}
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{path}/{name}")
+    return flat
+
+def write_json(path, values):
+    """Writes JSON, with null for inf and nan."""
+    text = re.sub(r"\b(NaN|Infinity)\b", "null", json.dumps(values, indent=1))
+    path.write_text(text.replace("-null", "null"), encoding="utf-8")
+
+def write_csv(path, columns, rows):
+    """Writes rows under the names of their columns."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+def write_tables(results, folder):
+    """Writes dynamics.csv and performance.csv; modes count from 1."""
+    rows = []
+    for system in results.systems():
+        time, strength, stderr = results.curve(system)
+        for k in range(len(results.modes)):
+            rows += [(system, k + 1, *row) for row in zip(time, strength[:, k], stderr[:, k])]
+    write_csv(folder / "dynamics.csv", ["system", "mode", "time", "strength", "stderr"], rows)
+    rows = []
+    for system in "none", "meta", "bayes":
+        values = results[f"performance/{system}"]                           # (n, T)
+        stderr = values.std(0) / len(values) ** 0.5
+        rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
+    write_csv(folder / "performance.csv", ["system", "trial", "value", "stderr"], rows)
+
+def overview(runs, folder):
+    """Writes overview.csv: every number of the summaries with its mean and standard deviation over
+    seeds; and the figure levers, if there are several skews. Returns the most important numbers as
+    text. runs: {(family, skew): [results, ...]}."""
+    rows, lines, levers = [], [f"{'':42}mean ± standard deviation over seeds"], {}
+    for (family, skew), several in runs.items():
+        by_seed = [flatten(results.summary) for results in several]
+        for name in by_seed[0]:
+            values = np.array([numbers.get(name, math.nan) for numbers in by_seed])
+            finite = len(values) > 1 and np.isfinite(values).all()
+            spread = values.std(ddof=1) if finite else math.nan
+            rows.append((family, skew, name, values.mean(), spread, *values))
+            _, system, measure, *_ = *name.split("/"), "", ""
+            if name == "captured" or system in CHIEF and measure in ("staggering", "concordance"):
+                lines.append(f"{family:10}{skew:<4g}{name.removeprefix('systems/'):30}"
+                             f"{format_number(values.mean()):>6} ± {format_number(spread)}")
+            if measure == "staggering":
+                low, high = (np.mean([numbers[f"{name}_ci/{i}"] for numbers in by_seed])
+                             for i in (1, 2))
+                levers.setdefault(family, {}).setdefault(system, []).append(
+                    (skew, values.mean(), (high - low) / 2))
+    seeds = [f"seed{results.config.seed}" for results in several]
+    write_csv(folder / "overview.csv", ["family", "skew", "number", "mean", "sd", *seeds], rows)
+    if len({skew for _, skew in runs}) > 1:
+        panels = [dict(title=FAMILIES[family][0].__doc__.split(":")[0], curves=[
+            (SYSTEMS[system][0], *zip(*curves[system]))
+            for system in CHIEF + CAUSE_REMOVED if system in curves])
+            for family, curves in levers.items()]
+        save(plots.levers(panels, f"{', '.join(seeds)} · bars: 2 standard errors over tasks"),
+             folder / "levers")
+    return "\n".join(lines)
+
+# ---------------------------------------------------------------- the command line
 def make_parser():
     """The command line: a subcommand for each family, with an option for each of its settings."""
-    parser = OneLineParser(prog="metadyn.py", description=__doc__,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="metadyn.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
     for family in *FAMILIES, "all":
-        config = Config() if family == "all" else FAMILIES[family][0]()
-        about = "all of them in turn, and an overview" if family == "all" else config.__doc__
-        out = Path("runs") / family.removeprefix("all")
-        sub = families.add_parser(family, help=about, description=about)
-        sub.add_argument("--quick", action="store_true", help="a small task, in half a minute")
-        sub.add_argument("--fresh", action="store_true", help="ignore an earlier run there")
-        sub.add_argument("--out", type=Path, default=out, help=f"results folder (default: {out})")
-        sub.add_argument("--seeds", type=int, default=1, help="how many, from --seed (default: 1)")
-        for setting in fields(config):
-            if family == "all" and setting.name not in SHARED:
-                continue
-            rules = setting.metadata
-            several = typing.get_args(setting.type)       # of tuple[float, ...]: (float, ...)
-            sub.add_argument(
-                "--" + setting.name.replace("_", "-"), default=argparse.SUPPRESS,
-                type=several[0] if several else setting.type, nargs="+" if several else None,
-                metavar="|".join(rules["choices"] or ["X"]),
-                help=f"{rules['help']} (default: {getattr(config, setting.name)})")
+        kind = Config if family == "all" else FAMILIES[family][0]
+        about = "all families, and an overview" if family == "all" else kind.__doc__
+        sub = families.add_parser(family, help=about, description=about,
+                                  usage=f"metadyn.py {family} [options]; --help lists them")
+        sub.add_argument("--quick", action="store_true", help="a small version, in half a minute")
+        sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
+        sub.add_argument("--out", type=Path, help=f"results folder (default: runs/{family})")
+        sub.add_argument("--seeds", type=int, default=1, help="how many seeds (default: 1)")
+        for setting in fields(kind):
+            if family != "all" or setting.name in SHARED:
+                several = setting.type is list or setting.name == "skew"
+                sub.add_argument(
+                    "--" + setting.name.replace("_", "-"), default=argparse.SUPPRESS,
+                    type=float if several else setting.type, nargs="+" if several else None,
+                    metavar="|".join(setting.metadata["choices"] or ["X"]),
+                    help=f"{setting.metadata['help']} (default: "
+                         f"{'by family' if family == 'all' else setting.default_factory()})")
     return parser
 
-def plan(family, out, quick, fresh, seeds, **settings):
-    """The runs of a command, (family, config, folder) each, checked before the first begins."""
+def plan(family, out, quick, fresh, seeds, seed=0, skew=(0.0,), **settings):
+    """The runs of a command, checked before the first begins: (family, config, folder) each. Of
+    several skews or seeds, each has a folder of its own."""
     if seeds < 1:
-        raise Mistake("--seeds", seeds, "at least 1")
-    first, jobs = settings.get("seed", 0), []
+        raise Mistake("seeds", f"{seeds} given, must be at least 1")
+    jobs, skews = [], sorted(set(skew))
     for name in FAMILIES if family == "all" else [family]:
-        top = out / name if family == "all" else out
-        for seed in range(first, first + seeds):
-            folder = top if seed == first else top / f"seed{seed}"
-            jobs.append((name, *prepare(name, folder, quick, fresh, dict(settings, seed=seed))))
+        for x in skews:
+            for number in range(seed, seed + seeds):
+                folder = out / name if family == "all" else out
+                folder = folder / f"skew{x:g}" if len(skews) > 1 else folder
+                folder = folder / f"seed{number}" if seeds > 1 else folder
+                config = configure(name, quick, dict(settings, seed=number, skew=x))
+                jobs.append((name, config, folder))
+    for name, config, folder in jobs:                     # all settings are valid: now the folders
+        prepare(name, config, folder, fresh)
     return jobs
 
 def main(arguments=None):
-    """Runs a command line. Returns 0, 1 for a failure, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Runs a command line. Returns 0, or 1 for a failure and 130 for Ctrl-C; a mistake by the user
+    exits with argparse's error and status 2."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")          # a console may have no κ
+    parser = make_parser()
+    command = vars(parser.parse_args(arguments))
+    command["out"] = command["out"] or default_folder(command["family"], command["quick"])
     try:
-        command = vars(make_parser().parse_args(arguments))
-        jobs, runs = plan(**command), {}
-        for family, config, folder in jobs:
-            results = carry_out(family, config, folder)
-            runs.setdefault(family, []).append(results)
-            print(f"\n{results}\nFigures and tables: {folder}")
-        if len(jobs) > 1:
-            print(f"\n{plots.overview(runs, command['out'])}\nFigure and table: {command['out']}")
+        runs = {}
+        for family, config, folder in plan(**command):
+            results = run_experiment(family, config, folder)
+            runs.setdefault((family, config.skew), []).append(results)
+            print(f"\n{results}\nFigures and tables: {folder}", flush=True)
+        if len(runs) > 1 or len(runs[family, config.skew]) > 1:
+            print(f"\n{overview(runs, command['out'])}\nTable: {command['out']}/overview.csv")
         return 0
-    except (Mistake, meta.Unreadable, argparse.ArgumentError) as mistake:
-        print("metadyn.py:", mistake, file=sys.stderr)
-        return 2
-    except (FloatingPointError, OSError) as error:
+    except Mistake as mistake:
+        problem = mistake.problem.replace("fresh=True", "--fresh")
+        parser.error(f"argument --{mistake.argument.replace('_', '-')}: {problem}")
+    except (FloatingPointError, OSError, meta.WrongCheckpoint,
+            torch.cuda.OutOfMemoryError) as error:
         print(f"\nmetadyn.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nmetadyn.py: stopped; the same command, without --fresh, goes on from the last "
+        print("\nmetadyn.py: stopped; the same command, without --fresh, resumes from the last "
               "checkpoint", file=sys.stderr)
         return 130
 
