@@ -17,6 +17,7 @@ line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and log
 """
 import argparse
 import csv
+import ctypes
 import json
 import math
 import operator
@@ -36,7 +37,7 @@ import plots
 import tasks
 
 # ---------------------------------------------------------------- settings
-TINY = 1e-9                                               # a lower bound that means "more than 0"
+SMALLEST = 1e-9                                           # a lower bound that means "more than 0"
 
 def option(default, help, low=0, choices=None):
     """A setting: its default, its help text, and its valid range (at least `low`), or choices."""
@@ -55,8 +56,8 @@ class Config:
     batch: int = option(128, "episodes in an outer step", 1)
     outer_steps: int = option(4000, "updates of the Meta-Learner's weights", 1)
     outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=["muon", "adam"])
-    muon_lr: float = option(0.06, "peak learning rate of Muon, for the core's matrices", TINY)
-    adam_lr: float = option(0.006, "peak learning rate of Adam, for the rest or for all", TINY)
+    muon_lr: float = option(0.06, "peak learning rate of Muon, for the core's matrices", SMALLEST)
+    adam_lr: float = option(0.006, "peak learning rate of Adam, for the rest or for all", SMALLEST)
     skew: float = option(0, "how strongly the task distribution prefers the first modes")
     eval_tasks: int = option(16, "evaluation tasks, the same for every system", 2)
     eval_episodes: int = option(1024, "episodes of each evaluation task", 2)
@@ -70,19 +71,19 @@ class Config:
 @dataclass
 class Linreg(Config):
     """Linear regression: the singular modes of a linear map."""
-    singular_values: list = option([1.6, 1.2, 0.9, 0.6, 0.3], "of the evaluation tasks", TINY)
+    singular_values: list = option([1.6, 1.2, 0.9, 0.6, 0.3], "of the evaluation tasks", SMALLEST)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(20, "trials in an episode", 2)
     eval_episodes: int = option(512, "episodes of each evaluation task", 2)
-    learner_lr: float = option(0.01, "step size of the Learner", TINY)
+    learner_lr: float = option(0.01, "step size of the Learner", SMALLEST)
     learner_steps: int = option(3000, "gradient steps of the Learner", 1)
     learner_hidden: int = option(5, "hidden units of the Learner", 1)
-    init_scale: float = option(1e-3, "strength of each mode at the start of the Learner", TINY)
+    init_scale: float = option(1e-3, "strength of each mode at the start of the Learner", SMALLEST)
     fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
     fitted_steps: int = option(3000, "gradient steps of the fitted Learner for each t", 1)
     maml_width: int = option(20, "hidden units of the gradient-based Meta-Learner", 1)
     maml_steps: int = option(2000, "outer steps of that one", 1)
-    ood_scales: list = option([0.25, 0.5, 1, 2, 4, 8], "factors on them, out of distribution", TINY)
+    ood_scales: list = option([0.25, 0.5, 1, 2, 4, 8], "factors out of distribution", SMALLEST)
 
 @dataclass
 class Nonlinreg(Config):
@@ -91,11 +92,11 @@ class Nonlinreg(Config):
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(40, "trials in an episode", 2)
     encoder_width: int = option(32, "ReLU units before the core, 0 for none")
-    muon_lr: float = option(0.08, "peak learning rate of Muon, for the core's matrices", TINY)
+    muon_lr: float = option(0.08, "peak learning rate of Muon, for the core's matrices", SMALLEST)
     outer_steps: int = option(3100, "updates of the Meta-Learner's weights", 1)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
     eval_episodes: int = option(512, "episodes of each evaluation task", 2)
-    learner_lr: float = option(3e-3, "learning rate of the Learner (Adam)", TINY)
+    learner_lr: float = option(3e-3, "learning rate of the Learner (Adam)", SMALLEST)
     learner_steps: int = option(800, "gradient steps of the Learner", 1)
     learner_hidden: int = option(64, "units in each of the Learner's four hidden layers", 1)
     online_steps: int = option(8000, "trials of the online Learner, one a step", 1)
@@ -111,12 +112,12 @@ class Bandit(Config):
     layers: int = option(1, "layers of the core", 1)
     batch: int = option(256, "episodes in an outer step", 1)
     outer_steps: int = option(1000, "updates of the Meta-Learner's weights", 1)
-    muon_lr: float = option(0.05, "peak learning rate of Muon, for the core's matrices", TINY)
-    adam_lr: float = option(0.02, "peak learning rate of Adam, for the rest or for all", TINY)
+    muon_lr: float = option(0.05, "peak learning rate of Muon, for the core's matrices", SMALLEST)
+    adam_lr: float = option(0.02, "peak learning rate of Adam, for the rest or for all", SMALLEST)
     eval_tasks: int = option(64, "evaluation tasks, the same for every system", 2)
     eval_episodes: int = option(256, "episodes of each evaluation task", 2)
     entropy: float = option(0.02, "initial weight of the entropy bonus, which falls to zero")
-    learner_lr: float = option(0.5, "step size of the Learner", TINY)
+    learner_lr: float = option(0.5, "step size of the Learner", SMALLEST)
     learner_steps: int = option(2000, "gradient steps of the Learner, and trials online", 1)
     learner_inits: int = option(32, "initializations of the Learner for each task", 1)
     init_std: float = option(0.1, "standard deviation of the Learner's initial logits")
@@ -136,7 +137,8 @@ QUICK = dict(                                             # where --quick differ
                    muon_lr=0.1, adam_lr=0.01, eval_episodes=256, learner_steps=400,
                    learner_inits=4, online_steps=3000, fitted_episodes=6),
     bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=800,
-                muon_lr=0.1, adam_lr=0.03, learner_steps=800))
+                muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800,
+                fitted_steps=100))
 
 # ---------------------------------------------------------------- the three experiments
 def linreg(config, checkpoint):
@@ -505,7 +507,7 @@ SYSTEMS = dict(                                           # label, and unit of t
     maml_start=("Descent from MAML start", "steps"), meta=("Meta-Learner", "trials"),
     bayes=("Bayes-optimal", "trials"), none=("Never learns", "trials"))
 
-CHIEF, CAUSE_REMOVED = ("learner", "meta", "bayes"), ("one_layer", "fourier", "own_biases")
+COMPARED, CAUSE_REMOVED = ("learner", "meta", "bayes"), ("one_layer", "fourier", "own_biases")
 
 def summarize(results):
     """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
@@ -550,11 +552,11 @@ def panel(results, system):
     """A panel for plots.dynamics."""
     time, strength, stderr = results.curve(system)
     label, unit = SYSTEMS[system]
-    found = results.summary["systems"][system]
-    bound = "> " if found["lower_bound"] else ""
-    title = f"{label}\nindex {bound}{format_number(found['staggering'])}"
-    if math.isfinite(found["concordance"]):
-        title += f" · concordance {format_number(found['concordance'])}"
+    summary = results.summary["systems"][system]
+    bound = "> " if summary["lower_bound"] else ""
+    title = f"{label}\nindex {bound}{format_number(summary['staggering'])}"
+    if math.isfinite(summary["concordance"]):
+        title += f" · concordance {format_number(summary['concordance'])}"
     half_times = learners.half_time(torch.from_numpy(strength), torch.from_numpy(time)).numpy()
     return dict(title=title, time=time, strength=strength, stderr=stderr, half_times=half_times,
                 labels=results.modes, theory=results.get(f"{system}/theory"),
@@ -567,12 +569,12 @@ def figures(results):
     if results.config.skew:
         seed += f", skew {results.config.skew:g}"
     clocks = "online", "fitted", "meta"
-    controls = [system for system in results.systems() if system not in CHIEF + clocks]
+    controls = [system for system in results.systems() if system not in COMPARED + clocks]
     drawn = {name: plots.dynamics([panel(results, system) for system in those],
                                   caption=f"{seed} · dots: half-times · bands: 2 standard errors")
-             for name, those in dict(dynamics=CHIEF, controls=controls, by_trial=clocks).items()}
+             for name, those in dict(dynamics=COMPARED, controls=controls, by_trial=clocks).items()}
     shares = []
-    for system in CHIEF:
+    for system in COMPARED:
         half_times = learners.half_time(torch.from_numpy(results[f"{system}/strength"]),
                                         torch.from_numpy(results[f"{system}/time"]))
         shares.append(dict(title=panel(results, system)["title"],
@@ -628,16 +630,12 @@ class Mistake(ValueError):
         super().__init__(f"{argument}: {problem}")
 
 def run(family, out=None, quick=False, fresh=False, **settings):
-    """Does what `python metadyn.py FAMILY` does, in the folder `out` (default: runs/FAMILY), with
-    settings named as on the command line, with underscores. Returns Results. Raises ValueError for
-    a mistake and FloatingPointError if learning diverges."""
+    """Does what `python metadyn.py FAMILY` does, in the folder `out` (default: runs/FAMILY, or
+    runs/FAMILY-quick), with settings named as on the command line, with underscores. Returns
+    Results. Raises ValueError for a mistake and FloatingPointError if learning diverges."""
     config = configure(family, quick, settings)
-    return run_experiment(family, config, prepare(family, config, out or default_folder(
-        family, quick), fresh))
-
-def default_folder(family, quick):
-    """Where a run goes unless told otherwise. The quick version does not collide with the full."""
-    return Path("runs") / (family + "-quick" * quick)
+    folder = prepare(family, config, out or f"runs/{family}{'-quick' * quick}", fresh)
+    return run_experiment(family, config, folder)
 
 def prepare(family, config, out, fresh):
     """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
@@ -699,11 +697,21 @@ def checked(setting, value):
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        least = "more than 0" if low == TINY else f"at least {low}"
+        least = "more than 0" if low == SMALLEST else f"at least {low}"
         kind = "a whole number, " if setting.type is int else ""
         wanted = f"one of {', '.join(choices)}" if choices else f"{kind}{least} and below 2^31"
         raise Mistake(setting.name, f"{value} given, must be {wanted}")
     return converted
+
+def keep_freed_memory():
+    """Asks glibc to keep freed memory. By default it returns large blocks to the system and fetches
+    them again at every outer step, which took 15% of its time in linreg."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)                               # M_MMAP_MAX
+        libc.mallopt(-1, -1)                              # M_TRIM_THRESHOLD
+    except (AttributeError, OSError, TypeError):
+        pass                                              # another C library: only slower
 
 def run_experiment(family, config, folder):
     """Runs, resumes or, if it is complete, only redraws an experiment. Returns its results."""
@@ -717,6 +725,7 @@ def run_experiment(family, config, folder):
         results.modes = results.pop("modes").tolist()
         results.phase("already complete: redrawing the figures")
     else:
+        keep_freed_memory()
         results = FAMILIES[family][1](config, folder / "checkpoint.pt")
         with open(folder / "unfinished.npz", "wb") as file:
             np.savez(file, modes=results.modes, **results)
@@ -729,7 +738,7 @@ def run_experiment(family, config, folder):
         save(figure, folder / name)
     if family == "linreg":
         film = plots.film([dict(panel(results, system), labels=config.singular_values)
-                           for system in CHIEF])
+                           for system in COMPARED])
         film.save(folder / "film.gif", writer="pillow", dpi=80)
     results.phase("done")
     return results
@@ -791,7 +800,8 @@ def overview(runs, folder):
             spread = values.std(ddof=1) if finite else math.nan
             rows.append((family, skew, name, values.mean(), spread, *values))
             _, system, measure, *_ = *name.split("/"), "", ""
-            if name == "captured" or system in CHIEF and measure in ("staggering", "concordance"):
+            told = measure in ("staggering", "concordance") and system in COMPARED
+            if told or name == "captured":
                 lines.append(f"{family:10}{skew:<4g}{name.removeprefix('systems/'):30}"
                              f"{format_number(values.mean()):>6} ± {format_number(spread)}")
             if measure == "staggering":
@@ -804,7 +814,7 @@ def overview(runs, folder):
     if len({skew for _, skew in runs}) > 1:
         panels = [dict(title=FAMILIES[family][0].__doc__.split(":")[0], curves=[
             (SYSTEMS[system][0], *zip(*curves[system]))
-            for system in CHIEF + CAUSE_REMOVED if system in curves])
+            for system in COMPARED + CAUSE_REMOVED if system in curves])
             for family, curves in levers.items()]
         save(plots.levers(panels, f"{', '.join(seeds)} · bars: 2 standard errors over tasks"),
              folder / "levers")
@@ -823,7 +833,8 @@ def make_parser():
                                   usage=f"metadyn.py {family} [options]; --help lists them")
         sub.add_argument("--quick", action="store_true", help="a small version, in half a minute")
         sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
-        sub.add_argument("--out", type=Path, help=f"results folder (default: runs/{family})")
+        sub.add_argument("--out", type=Path,
+                         help=f"results folder (default: runs/{family}, or runs/{family}-quick)")
         sub.add_argument("--seeds", type=int, default=1, help="how many seeds (default: 1)")
         for setting in fields(kind):
             if family != "all" or setting.name in SHARED:
@@ -861,7 +872,8 @@ def main(arguments=None):
         sys.stdout.reconfigure(errors="replace")          # a console may have no κ
     parser = make_parser()
     command = vars(parser.parse_args(arguments))
-    command["out"] = command["out"] or default_folder(command["family"], command["quick"])
+    if not command["out"]:                                # a quick run does not collide with a full
+        command["out"] = Path(f"runs/{command['family']}{'-quick' * command['quick']}")
     try:
         runs = {}
         for family, config, folder in plan(**command):

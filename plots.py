@@ -129,7 +129,7 @@ def levers(panels, caption=""):
     axes[0, 0].set_ylabel("staggering index")
     return figure
 
-def film(panels, frames=40):
+def film(panels, frames=30):
     """An animation of bars that fill as modes are learned; call save("film.gif", writer="pillow")
     on it. Each system's time runs evenly until all its modes are learned, then the film rests.
 
@@ -151,7 +151,7 @@ def film(panels, frames=40):
     def draw(frame):
         """Sets the heights and titles of one frame."""
         for ax, panel, drawn, end in zip(axes[0], panels, bars, ends):
-            now = end * min(1, frame / (frames - 10))
+            now = end * min(1, frame / (frames - 8))
             for bar, curve in zip(drawn, panel["strength"].T):
                 bar.set_height(np.interp(now, panel["time"], curve))
             name, unit = panel["title"].splitlines()[0], panel["axes"]["xlabel"]

@@ -681,7 +681,7 @@ def test_a_meta_learner_whose_state_is_never_passed_on_captures_nothing():
 
 SMALL = dict(hidden=8, layers=1, batch=8, outer_steps=12, eval_tasks=3, eval_episodes=8,
              test_tasks=64, device="cpu", learner_steps=41, learner_inits=2)
-TINY = dict(
+TINY_RUNS = dict(
     linreg=SMALL | dict(singular_values=[1.4, 0.5], trials=6, ood_scales=[1.0, 4.0],
                         fitted_episodes=2, fitted_steps=10, maml_steps=5),
     nonlinreg=SMALL | dict(frequencies=2, trials=6, learner_hidden=8, online_steps=20,
@@ -691,7 +691,7 @@ TINY = dict(
 def command(family, **changed):
     """The words of a tiny run, with some settings changed."""
     words = [family]
-    for name, value in (TINY[family] | changed).items():
+    for name, value in (TINY_RUNS[family] | changed).items():
         words.append("--" + name.replace("_", "-"))
         words += [str(one) for one in (value if isinstance(value, list) else [value])]
     return words
@@ -722,11 +722,11 @@ def runs(tmp_path_factory):
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     processes = [subprocess.Popen(
         [sys.executable, "-W", "error", HERE / "metadyn.py", *command(family)], cwd=top,
-        env=environment, stdout=(top / f"{family}.txt").open("w")) for family in TINY]
+        env=environment, stdout=(top / f"{family}.txt").open("w")) for family in TINY_RUNS]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    return {family: top / "runs" / family for family in TINY}
+    return {family: top / "runs" / family for family in TINY_RUNS}
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", TINY_RUNS)
 def test_a_run_leaves_a_table_its_files_and_its_figures(family, runs):
     folder = runs[family]
     printed = folder.parent.with_name(f"{family}.txt").read_text(encoding="cp1252")
@@ -748,7 +748,7 @@ def test_a_complete_run_is_drawn_again_from_its_arrays_alone(runs, tmp_path, dra
     for file in "config.json", "results.npz":
         shutil.copy(runs["linreg"] / file, tmp_path)
     monkeypatch.setattr(learners, "linear_network", None)
-    results = metadyn.run("linreg", out=tmp_path, **TINY["linreg"] | dict(device="auto"))
+    results = metadyn.run("linreg", out=tmp_path, **TINY_RUNS["linreg"] | dict(device="auto"))
     time, strength, _ = results.curve("learner")
     lines = drawings["dynamics"].axes[0].lines            # what is measured is what is drawn
     for curve in strength.T:
@@ -762,7 +762,7 @@ def test_a_perfect_meta_learner_scores_perfectly_in_every_measure(tmp_path, monk
 
     monkeypatch.setattr(metadyn, "new_meta_learner", lambda _, which, *more: tasks.Bayes(which))
     monkeypatch.setattr(meta, "train", train)
-    results = metadyn.run("linreg", out=tmp_path, **TINY["linreg"])
+    results = metadyn.run("linreg", out=tmp_path, **TINY_RUNS["linreg"])
     assert results.summary["captured"] == results.summary["last_excess"] == 1
     assert results.summary["ood/captured"] == [1, 1] and set(results["outer_loop/captured"]) == {1}
     assert results.summary["follows_bayes"] == pytest.approx([1, 1])
@@ -773,12 +773,11 @@ def test_a_perfect_meta_learner_scores_perfectly_in_every_measure(tmp_path, monk
     (dict(test_tasks=80), ["meta/strength", "bayes/strength", "learner/strength"]),
     (dict(ood_scales=[2.0]), ["performance/meta", "fitted/strength", "maml/strength"])])
 def test_what_one_part_draws_never_shifts_another(changed, same, runs, tmp_path):
-    after = metadyn.run("linreg", out=tmp_path, **TINY["linreg"] | changed)
+    after = metadyn.run("linreg", out=tmp_path, **TINY_RUNS["linreg"] | changed)
     for name in same:
         np.testing.assert_array_equal(after[name], arrays(runs["linreg"])[name], name)
 
-@pytest.mark.parametrize("step", [3, 12])
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family, step", [("linreg", 3), ("nonlinreg", 12), ("bandit", 7)])
 def test_killed_at_a_checkpoint_and_started_again_it_leaves_the_same_arrays(
         family, step, runs, tmp_path):
     killer = ("import os, signal, meta, metadyn, sys; save = meta.save\n"
@@ -847,7 +846,7 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist(function):
 
 def test_a_folder_belongs_to_its_settings_and_numpy_numbers_are_numbers(runs, tmp_path, capsys):
     folder = shutil.copytree(runs["linreg"], tmp_path / "run")
-    settings = TINY["linreg"] | dict(noise=np.float64(0.1), seed=np.int64(0))
+    settings = TINY_RUNS["linreg"] | dict(noise=np.float64(0.1), seed=np.int64(0))
     metadyn.run("linreg", out=folder, **settings)         # the same run
     with pytest.raises(ValueError, match=r"hidden 8 there, 9 here.*fresh=True"):
         metadyn.run("linreg", out=folder, **settings | dict(hidden=9))
@@ -885,13 +884,13 @@ def test_a_loss_or_gradient_that_is_not_finite_names_the_outer_step(broken, tmp_
     assert state["step"] == 7
 
 def test_all_families_and_seeds_make_one_overview_and_are_run_but_once(runs, tmp_path, monkeypatch):
-    for family in TINY:
+    for family in TINY_RUNS:
         shutil.copytree(runs[family], tmp_path / family / "skew0" / "seed0")
-    monkeypatch.setattr(metadyn, "QUICK", TINY)
+    monkeypatch.setattr(metadyn, "QUICK", TINY_RUNS)
     words = ["all", "--quick", "--seeds", "2", "--skew", "0", "1", "--out", str(tmp_path)]
     assert metadyn.main(words) == 0 and (tmp_path / "levers.png").exists()
     overview = (tmp_path / "overview.csv").read_text()
-    for family in TINY:
+    for family in TINY_RUNS:
         a, b = (json.loads((tmp_path / family / "skew0" / seed / "summary.json").read_text())
                 ["captured"] for seed in ("seed0", "seed1"))
         assert a != b                                     # another seed, another number
@@ -909,12 +908,12 @@ def test_all_families_and_seeds_make_one_overview_and_are_run_but_once(runs, tmp
     ("bandit", dict(contexts=1, core="attention", outer_optimizer="adam")),
     ("bandit", dict(actions=2, skew=1.0, learner_steps=1, outer_steps=1))])
 def test_other_settings_are_carried_out_without_a_warning(family, settings, tmp_path, drawings):
-    results = metadyn.run(family, out=tmp_path, **TINY[family] | settings)
+    results = metadyn.run(family, out=tmp_path, **TINY_RUNS[family] | settings)
     for system in "learner", "meta", "bayes":
         assert np.isfinite(results[f"{system}/strength"]).all()
     assert {"dynamics", "controls", "performance"} <= set(drawings)
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", TINY_RUNS)
 def test_a_quick_run_shows_the_claim(family, tmp_path):
     summary = metadyn.run(family, quick=True, out=tmp_path, device="cpu").summary
     learner, learned = (summary["systems"][system]["staggering"] for system in ("learner", "meta"))
@@ -965,11 +964,11 @@ def test_the_table_of_claims_is_that_of_the_runs():
     rows = [re.findall(r"[-\d.]+ ± [-\d.]+", line) for line in section.splitlines()]
     removed = dict(linreg="one_layer", nonlinreg="fourier", bandit="own_biases")
     expected = [[overview_of(family, f"systems/{system or removed[family]}/{measure}")
-                 for family in TINY] for system, measure in (
+                 for family in TINY_RUNS] for system, measure in (
         ("learner", "staggering"), ("meta", "staggering"), ("bayes", "staggering"),
         ("meta", "within"), (None, "staggering"), ("online", "staggering"),
         ("fitted", "staggering"))]
-    expected.append([overview_of(family, "captured") for family in TINY]
+    expected.append([overview_of(family, "captured") for family in TINY_RUNS]
                     + [overview_of(family, "last_excess") for family in ("linreg", "nonlinreg")])
     assert [row for row in rows if row] == expected
 
