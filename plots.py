@@ -113,7 +113,7 @@ def levers(panels, caption=""):
 
     panels: dicts with title and curves, a list of (label, skews, indices, errors).
     """
-    figure, axes = new_figure(len(panels), height=4, caption=caption, sharey=True)
+    figure, axes = new_figure(len(panels), height=4.4, caption=caption, sharey=True)
     for ax, panel in zip(axes[0], panels):
         colours = [*mode_colours(2), GREY, "0.75"]
         for (label, x, y, error), colour, marker in zip(panel["curves"], colours, MARKERS):
@@ -124,8 +124,7 @@ def levers(panels, caption=""):
         ax.set(title=panel["title"], xlabel="skew of the task distribution", yscale="log",
                xticks=panel["curves"][0][1], yticks=ticks, yticklabels=ticks)
         ax.minorticks_off()
-        ax.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.25),
-                  ncols=2)
+        ax.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     axes[0, 0].set_ylabel("staggering index")
     return figure
 
