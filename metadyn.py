@@ -601,11 +601,13 @@ def figures(results):
     reward = dict(xlabel="trial", ylabel="reward", ylim=(0, 1.05))
     error = dict(xlabel="trial", ylabel="squared error", yscale="log")
     drawn["performance"] = plots.dynamics([dict(
-        title=f"κ = {results.summary['captured']:.3f}; at the last trial "
-              f"{format_number(results.summary['last_excess'])} times as far off as Bayes",
+        title=f"κ = {results.summary['captured']:.3f}; distance from the dashed line at the last "
+              f"trial: {format_number(results.summary['last_excess'])} times Bayes'",
+        theory=np.full((values.shape[1], 1), results["best"]),
         time=np.arange(values.shape[1]), strength=values.mean(0), labels=[
             SYSTEMS[name][0] for name in names], stderr=values.std(0) / len(values) ** 0.5,
-        axes=reward if "shared_answers" in results else error)], caption=seed, height=3.8)
+        axes=reward if "shared_answers" in results else error)],
+        caption=f"{seed} · dashed: best possible · bands: 2 standard errors", height=3.8)
     return drawn
 
 def sharing_panel(results, system):
