@@ -18,6 +18,7 @@ imports none of the others, so you can copy it alone. It leaves out minibatches.
 import math
 
 import torch
+from torch.nn.functional import one_hot
 
 def check_name(what, name, names):
     """Raises ValueError unless the name is one of those that exist."""
@@ -43,8 +44,8 @@ class Muon(torch.optim.Optimizer):
 
     USUAL = (3.4445, -4.7750, 2.0315)
 
-    def __init__(self, parameters, lr, momentum=0.95, coefficients=USUAL, iterations=5, stacked=1):
-        super().__init__(parameters, dict(lr=lr, momentum=momentum, stacked=stacked))
+    def __init__(self, parameters, lr, coefficients=USUAL, iterations=5, stacked=1):
+        super().__init__(parameters, dict(lr=lr, stacked=stacked))
         self.coefficients, self.iterations = coefficients, iterations
 
     def orthogonal(self, X):
@@ -66,8 +67,8 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].mul_(group["momentum"]).add_(p.grad)
-                direction = p.grad + group["momentum"] * momentum
+                momentum = state["momentum"].mul_(0.95).add_(p.grad)
+                direction = p.grad + 0.95 * momentum                        # Nesterov
                 update = self.orthogonal(direction.unflatten(-2, (group["stacked"], -1)))
                 rate = group["lr"] * max(1, update.shape[-2] / update.shape[-1]) ** 0.5
                 p.sub_(rate * update.flatten(-3, -2))
@@ -137,36 +138,29 @@ def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5
         opt.step()
     return finite(torch.stack(maps))
 
-def fitted_linear_network(x, y, trials, steps, init_scale=1e-3, hidden=5, generator=None):
+def fitted_linear_network(x, y, trials, steps=1000, init_scale=1e-3, hidden=5, generator=None):
     """Trains a two-layer linear network to convergence on the first t trials of each episode, for
     each t in `trials` (Q,), from a small random start: L = 1/2 sum_{i < t} ||y_i - W_2 W_1 x_i||^2.
     Each step is as long as the local curvature allows: the Hessian's largest eigenvalue is at most
     ||X X^T|| (||W_1||^2 + ||W_2||^2) + ||dL/d(W_2 W_1)||, so no network diverges (ours).
     x: (..., T, Dx); y: (..., T, Dy). Returns the maps (Q, ..., Dy, Dx)."""
     x, y = x.double(), y.double()
-    maps = []
-    for t in trials:
-        xx, yx = x[..., :t, :].mT @ x[..., :t, :], y[..., :t, :].mT @ x[..., :t, :]
-        W1, W2 = initial_layers(yx, "random", init_scale, hidden, generator)
-        largest = torch.linalg.matrix_norm(xx, 2, keepdim=True)
-        for _ in range(steps):
-            error = W2 @ W1 @ xx - yx
-            size = (W1.square().sum((-2, -1), True) + W2.square().sum((-2, -1), True)) * largest
-            size = size + torch.linalg.matrix_norm(error, keepdim=True)
-            error = error / size.clamp_min(1e-12)         # the clamp is for t = 0, without data
-            W1, W2 = W1 - W2.mT @ error, W2 - error @ W1.mT
-        maps.append(W2 @ W1)
-    return torch.stack(maps)
+    xx, yx = (torch.stack([z[..., :t, :].mT @ x[..., :t, :] for t in trials]) for z in (x, y))
+    W1, W2 = initial_layers(yx, "random", init_scale, hidden, generator)
+    largest = torch.linalg.matrix_norm(xx, 2, keepdim=True)
+    for _ in range(steps):
+        error = W2 @ W1 @ xx - yx
+        size = (W1.square().sum((-2, -1), True) + W2.square().sum((-2, -1), True)) * largest
+        size = size + torch.linalg.matrix_norm(error, keepdim=True)
+        error = error / size.clamp_min(1e-12)             # the clamp is for t = 0, without data
+        W1, W2 = W1 - W2.mT @ error, W2 - error @ W1.mT
+    return W2 @ W1
 
 def deep_linear_theory(s, u0, t):
     r"""Closed form of a mode u(t) from the aligned start (Saxe et al. 2013, white inputs):
     du/dt = 2 u (s - u), u(0) = u0, in units of the time constant. s: (K,), t: (R,) to (R, K)."""
     decay = torch.exp(-2 * s * t[:, None])                # this sign does not overflow
     return s / (1 + (s / u0 - 1) * decay)
-
-def deep_linear_time(s, u0, u):
-    """Time in which a mode grows from u0 to u: `deep_linear_theory` inverted, in its units."""
-    return torch.log(u * (s - u0) / (u0 * (s - u))) / (2 * s)
 
 def random_start_half_times(s, u0, hidden):
     r"""Typical half-time of each mode from the random start, in units of the time constant (ours).
@@ -175,12 +169,6 @@ def random_start_half_times(s, u0, hidden):
     the mean logarithm of chi^2. s: (K,), strongest first, K <= hidden. Returns (K,)."""
     freedom = hidden - torch.arange(len(s), dtype=s.dtype)
     return (torch.log(2 * s / u0) - torch.digamma(freedom / 2) - math.log(2)) / (2 * s)
-
-def muon_theory(s, u0, t):
-    """Closed form for Muon from the aligned start: each layer's singular value grows by lr a step
-    for every mode, until the mode, a product of two, is learned (ours). Then momentum makes the
-    simulation overshoot. s: (K,); t: (R,), lr times steps. Returns (R, K)."""
-    return torch.minimum((u0 ** 0.5 + t[:, None]) ** 2, s)
 
 def one_layer_theory(s, w0, t):
     r"""Closed form for one layer: dw/dt = s - w, w(0) = w0. One time constant serves all modes.
@@ -261,10 +249,16 @@ def policy_gradient(correct, logits, lr, record, shared=True, rates=None):
     return torch.stack(probabilities)
 
 @torch.enable_grad()
-def fitted_policy(successes, failures, logits, lr, steps):
-    """Fits the policy softmax(W e_c + b) to trials of bandits by maximum likelihood with Adam. b is
-    shared, and W starts at `logits`. successes, failures: how often each action paid and did not
-    pay in each context. All are (..., C, A), and so is the policy that it returns."""
+def fitted_policy(contexts, actions, rewards, trials, logits, lr=0.1, steps=200):
+    """Fits the policy softmax(W e_c + b) by maximum likelihood with Adam to whether the chosen
+    action paid, in the first t trials of each episode, for each t in `trials` (Q,). b is shared.
+    contexts, actions, rewards: (B, T); logits: where W starts, (Q, B, C, A). Returns the policies
+    (Q, B, C, A)."""
+    C, A = logits.shape[-2:]
+    played = one_hot(contexts * A + actions, C * A).unflatten(-1, (C, A)).float()
+    seen = (torch.arange(contexts.shape[1]) < torch.tensor(trials)[:, None]).float()        # (Q, T)
+    successes, failures = (torch.einsum("qt,bt,btca->qbca", seen, counted, played)
+                           for counted in (rewards, 1 - rewards))
     W, b = logits.clone().requires_grad_(), torch.zeros_like(logits[..., :1, :]).requires_grad_()
     opt = torch.optim.Adam([W, b], lr)
     for _ in range(steps):
@@ -284,17 +278,14 @@ class OnlineLearner:
         self.lr, self.init_std, self.generator = lr, init_std, generator
 
     def begin(self, n, distribution):
-        """Starts n episodes of a ContextualBandit."""
         shape = n, distribution.contexts, distribution.actions
         self.W = self.init_std * torch.randn(shape, generator=self.generator)
         self.b = torch.zeros(n, 1, distribution.actions)
 
     def policy(self):
-        """Action probabilities in every context: (B, C, A)."""
         return (self.W + self.b).softmax(-1)
 
     def observe(self, context, action, reward):
-        """Takes one step after a trial. context, action, reward: (B,)."""
         episode = torch.arange(len(context))
         score = -self.policy()[episode, context]          # gradient of log pi(action): e_a - pi
         score[episode, action] += 1
@@ -354,13 +345,10 @@ def staggering(strength, time):
 
 def staggering_within(strength, time):
     """Geometric mean of the staggering indices of single repeats of a task, whatever their order:
-    (N,). Modes count as in `staggering`; a repeat that reaches none is left out."""
-    half_times = half_time(four_axes(strength), time)
-    reached = half_times.isfinite().any(-1)
-    half_times = half_times.clamp_max(time[-1].item())
-    latest = half_times.nan_to_num(nan=-torch.inf).amax(-1)
-    index = latest / half_times.nan_to_num(nan=torch.inf).amin(-1)
-    return geometric_mean(index.masked_fill(~reached, torch.nan), 1)
+    (N,). A repeat in which no mode is reached is left out."""
+    repeats = four_axes(strength)
+    index = staggering(repeats.flatten(1, 2)[:, :, None], time)             # each as a task
+    return index.unflatten(0, repeats.shape[1:3]).log().nanmean(1).exp()
 
 def ranks(values):
     """Ranks along the last axis, (..., K) to (..., K), 0 for the smallest; ties share their mean
@@ -413,10 +401,6 @@ def half_time_correlation(strength, other, time):
         correlations.append((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
     return torch.stack(correlations)
 
-def geometric_mean(values, dim=0):
-    """Geometric mean over one axis, without nan; inf if any value is inf."""
-    return values.log().nanmean(dim).exp()
-
 def interval(values):
     """Mean of those values (N,) that are not nan, and mean ± 2 standard errors: three floats. The
     bounds are nan for a single value and for infinite ones."""
@@ -448,7 +432,7 @@ def describe(strength, time):
     index, low, high = (math.exp(value) for value in interval(staggering(strength, time).log()))
     agreement, *agreement_ci = interval(concordance(strength, time))
     return dict(
-        half_times=geometric_mean(half_times).tolist(),
+        half_times=half_times.log().nanmean(0).exp().tolist(),
         staggering=index, staggering_ci=[low, high], lower_bound=halves.isinf().any().item(),
-        within=geometric_mean(staggering_within(strength, time)).item(),
+        within=staggering_within(strength, time).log().nanmean().exp().item(),
         concordance=agreement, concordance_ci=agreement_ci)

@@ -15,7 +15,6 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.functional import one_hot
 
 import learners
 import tasks
@@ -23,11 +22,10 @@ import tasks
 # ---------------------------------------------------------------- networks
 class Network(nn.Module):
     """An encoder of `encoder_width` ReLU units, a core, a ReLU layer and a linear head. The core is
-    "lstm" or, for up to `trials` trials, "attention". Weights are drawn from `generator` by torch's
-    default distributions. Raises ValueError for an unknown core."""
+    "lstm" or "attention". Weights are drawn from `generator` by torch's default distributions.
+    Raises ValueError for an unknown core."""
 
-    def __init__(self, inputs, outputs, trials, hidden, layers, generator, core="lstm",
-                 encoder_width=0):
+    def __init__(self, inputs, outputs, hidden, layers, generator, core="lstm", encoder_width=0):
         super().__init__()
         learners.check_name("core", core, ["lstm", "attention"])
         with torch.random.fork_rng(devices=()):           # torch's own draws are discarded
@@ -38,7 +36,7 @@ class Network(nn.Module):
                 self.core = nn.LSTM(width, hidden, layers, batch_first=True)
             else:
                 self.encoder.append(nn.Linear(width, hidden))
-                self.core = Attention(hidden, layers, trials)
+                self.core = Attention(hidden, layers)
             self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
             self.head = nn.Linear(hidden, outputs)
         for module in self.modules():                     # U(-1, 1) / sqrt(fan-in, or LSTM units)
@@ -58,23 +56,28 @@ class Network(nn.Module):
 
 class Attention(nn.Module):
     """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
-    outputs (B, T, H) and the state, here all keys and values so far, (layers, B, t, H) each."""
+    outputs (B, T, H) and the state, here all keys and values so far, (layers, B, t, H) each, and
+    the last input (1, B, H). Each input is shown together with the one before, so x_{t-1} meets its
+    y_{t-1}. Without that, positions would have to be learned first, and waves are not learned."""
 
-    def __init__(self, hidden, layers, trials):
+    def __init__(self, hidden, layers):
         super().__init__()
-        self.position = nn.Parameter(torch.zeros(1, trials + 1, hidden))
+        self.shift = nn.Linear(hidden, hidden)
         self.blocks = nn.ModuleList(Block(hidden, math.gcd(hidden, 4)) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h, state=None):
-        past = [(None, None)] * len(self.blocks) if state is None else zip(*state)
-        t = 0 if state is None else state[0].shape[2]
-        h = h + self.position[:, t:t + h.shape[1]]
+        if state is None:
+            past, last = [(None, None)] * len(self.blocks), torch.zeros_like(h[None, :, 0])
+        else:
+            past, last = zip(*state[:2]), state[2]
+        before = torch.cat([last[0][:, None], h[:, :-1]], 1)
+        last, h = h[None, :, -1], h + self.shift(before)
         states = []
         for block, (key, value) in zip(self.blocks, past):
-            h, *state = block(h, key, value)
-            states.append(state)
-        return self.norm(h), tuple(torch.stack(part) for part in zip(*states))
+            h, *new = block(h, key, value)
+            states.append(new)
+        return self.norm(h), (*(torch.stack(part) for part in zip(*states)), last)
 
 class Block(nn.Module):
     """One layer of Attention: heads, then a ReLU layer, each added to its input."""
@@ -115,16 +118,14 @@ class MetaLearner(Network):
 
     def __init__(self, distribution, *size, **more):
         inputs = distribution.input_size + distribution.outputs
-        super().__init__(inputs, distribution.outputs, distribution.trials, *size, **more)
+        super().__init__(inputs, distribution.outputs, *size, **more)
         self.encode = distribution.encode
 
     def predict(self, x, y):
-        """The guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy)."""
         x, y = self.encode(x.to(self.device())), y.to(self.device())
         return self(torch.cat([x, shift_right(y)[:, :-1]], -1))[0]
 
     def probe(self, x, y, xq):
-        """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
         x, y, xq = (z.to(self.device()) for z in (x, y, xq))
         x, xq, before = self.encode(x), self.encode(xq), shift_right(y)
         B, T, Q = len(x), x.shape[1], len(xq)
@@ -154,16 +155,15 @@ class MetaAgent(Network):
 
     def __init__(self, distribution, *size, entropy=0.02, **more):
         C, A = distribution.contexts, distribution.actions
-        super().__init__(2 * C + A + 1, A + 1, distribution.trials, *size, **more)
+        super().__init__(2 * C + A + 1, A + 1, *size, **more)
         self.contexts, self.actions, self.entropy = C, A, entropy
 
-    def begin(self, n, distribution=None):
-        """Starts n episodes."""
+    def begin(self, n, distribution):
         self.state = None
         self.previous = torch.zeros(n, self.contexts + self.actions + 1)
 
     def policy(self):
-        """Action probabilities in every context, from the state before this trial: (B, C, A)."""
+        """Asks in every context, from the state before this trial."""
         C, B = self.contexts, len(self.previous)
         episode = torch.arange(B).repeat_interleave(C)
         inputs = torch.cat([torch.eye(C).repeat(B, 1), self.previous[episode]], -1)
@@ -179,14 +179,14 @@ class MetaAgent(Network):
 
     def trial(self, context, action, reward):
         """Encodes a finished trial, (B,) each: (B, C + A + 1)."""
-        parts = one_hot(context, self.contexts), one_hot(action, self.actions), reward[:, None]
-        return torch.cat(parts, -1).float()
+        one_hots = torch.eye(self.contexts)[context], torch.eye(self.actions)[action]
+        return torch.cat([*one_hots, reward[:, None]], -1)
 
     @torch.no_grad()
     def roll_out(self, correct, contexts, uniforms):
         """Plays episodes in the given contexts: inputs (B, T, Din), actions, rewards (B, T)."""
         answers = correct.gather(1, contexts)                               # (B, T)
-        shown = one_hot(contexts, self.contexts).float()                    # (B, T, C)
+        shown = torch.eye(self.contexts)[contexts]                          # (B, T, C)
         previous = torch.zeros(len(correct), self.contexts + self.actions + 1)
         state, record = None, []
         for t in range(contexts.shape[1]):
@@ -263,9 +263,9 @@ def make_optimizers(model, name, muon_lr, adam_lr):
     muon = learners.Muon(matrices, muon_lr, iterations=3)         # as good as five here
     return [torch.optim.Adam(rest, lr=adam_lr), muon]
 
-def learning_rate_factor(step, steps, warmup=0.02):
-    """Rises linearly over the first 2% of the steps, then falls linearly to zero at the last."""
-    return min((step + 1) / (warmup * steps + 1), (steps - step) / steps)
+def learning_rate_factor(step, steps):
+    """Rises to 1 over the first 2% of the steps and falls linearly to 0 over the last 80%."""
+    return min(1, (step + 1) / (0.02 * steps + 1), (steps - step) / (0.8 * steps))
 
 def spaced_steps(first, last, count):
     """0, and `count` steps evenly spaced in their logarithm; some may coincide."""

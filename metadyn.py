@@ -1,16 +1,12 @@
 r"""metadyn: how Learners, Meta-Learners and Bayes-optimal inference learn the structure of a task.
 
     python metadyn.py linreg                 # the experiment; figures and table in runs/linreg
-    python metadyn.py linreg --quick         # a small version, in half a minute
     python metadyn.py linreg --help          # every setting with its default
-    python metadyn.py all --seeds 5          # three families with five seeds each, and an overview
-    python metadyn.py nonlinreg --skew 0 1   # tasks without and with a preference for slow waves
+    python metadyn.py all --seeds 5 --skew 0 1       # families, seeds and skews, and an overview
 
 From Python or a notebook:
 
-    import metadyn
     results = metadyn.run("linreg", quick=True, out="runs/quick")
-    time, strength, stderr = results.curve("meta")              # (R,), (R, K), (R, K)
 
 This file holds the settings, the three experiments, the steps that they share, and the command
 line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and logging services.
@@ -29,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import one_hot
 
 import learners
 import meta
@@ -54,13 +49,13 @@ class Config:
     layers: int = option(2, "layers of the core", 1)
     encoder_width: int = option(0, "ReLU units before the core, 0 for none")
     batch: int = option(128, "episodes in an outer step", 1)
-    outer_steps: int = option(4000, "updates of the Meta-Learner's weights", 1)
+    outer_steps: int = option(3600, "updates of the Meta-Learner's weights", 1)
     outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=["muon", "adam"])
-    muon_lr: float = option(0.06, "peak learning rate of Muon, for the core's matrices", SMALLEST)
+    muon_lr: float = option(0.045, "peak learning rate of Muon, for the core's matrices", SMALLEST)
     adam_lr: float = option(0.006, "peak learning rate of Adam, for the rest or for all", SMALLEST)
     skew: float = option(0, "how strongly the task distribution prefers the first modes")
     eval_tasks: int = option(16, "evaluation tasks, the same for every system", 2)
-    eval_episodes: int = option(1024, "episodes of each evaluation task", 2)
+    eval_episodes: int = option(256, "episodes of each evaluation task", 2)
     test_tasks: int = option(4096, "held-out tasks on which κ is measured", 2)
     learner_inits: int = option(8, "initializations of the Learner for each task", 1)
 
@@ -74,16 +69,11 @@ class Linreg(Config):
     singular_values: list = option([1.6, 1.2, 0.9, 0.6, 0.3], "of the evaluation tasks", SMALLEST)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(20, "trials in an episode", 2)
-    eval_episodes: int = option(512, "episodes of each evaluation task", 2)
-    learner_lr: float = option(0.01, "step size of the Learner", SMALLEST)
-    learner_steps: int = option(3000, "gradient steps of the Learner", 1)
+    learner_lr: float = option(0.02, "step size of the Learner", SMALLEST)
+    learner_steps: int = option(1500, "gradient steps of the Learner", 1)
     learner_hidden: int = option(5, "hidden units of the Learner", 1)
     init_scale: float = option(1e-3, "strength of each mode at the start of the Learner", SMALLEST)
     fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
-    fitted_steps: int = option(3000, "gradient steps of the fitted Learner for each t", 1)
-    maml_width: int = option(20, "hidden units of the gradient-based Meta-Learner", 1)
-    maml_steps: int = option(2000, "outer steps of that one", 1)
-    ood_scales: list = option([0.25, 0.5, 1, 2, 4, 8], "factors out of distribution", SMALLEST)
 
 @dataclass
 class Nonlinreg(Config):
@@ -91,11 +81,11 @@ class Nonlinreg(Config):
     frequencies: int = option(5, "the task distribution has frequencies 1 to this", 2)
     noise: float = option(0.1, "standard deviation of the noise on y")
     trials: int = option(40, "trials in an episode", 2)
-    encoder_width: int = option(32, "ReLU units before the core, 0 for none")
-    muon_lr: float = option(0.08, "peak learning rate of Muon, for the core's matrices", SMALLEST)
-    outer_steps: int = option(3100, "updates of the Meta-Learner's weights", 1)
+    encoder_width: int = option(64, "ReLU units before the core, 0 for none")
+    muon_lr: float = option(0.06, "peak learning rate of Muon, for the core's matrices", SMALLEST)
+    adam_lr: float = option(0.005, "peak learning rate of Adam, for the rest or for all", SMALLEST)
+    outer_steps: int = option(3000, "updates of the Meta-Learner's weights", 1)
     eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
-    eval_episodes: int = option(512, "episodes of each evaluation task", 2)
     learner_lr: float = option(3e-3, "learning rate of the Learner (Adam)", SMALLEST)
     learner_steps: int = option(800, "gradient steps of the Learner", 1)
     learner_hidden: int = option(64, "units in each of the Learner's four hidden layers", 1)
@@ -115,30 +105,27 @@ class Bandit(Config):
     muon_lr: float = option(0.05, "peak learning rate of Muon, for the core's matrices", SMALLEST)
     adam_lr: float = option(0.02, "peak learning rate of Adam, for the rest or for all", SMALLEST)
     eval_tasks: int = option(64, "evaluation tasks, the same for every system", 2)
-    eval_episodes: int = option(256, "episodes of each evaluation task", 2)
     entropy: float = option(0.02, "initial weight of the entropy bonus, which falls to zero")
     learner_lr: float = option(0.5, "step size of the Learner", SMALLEST)
     learner_steps: int = option(2000, "gradient steps of the Learner, and trials online", 1)
     learner_inits: int = option(32, "initializations of the Learner for each task", 1)
     init_std: float = option(0.1, "standard deviation of the Learner's initial logits")
     fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
-    fitted_steps: int = option(300, "steps of the fitted Learner for each t", 1)
 
 ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
 ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)       # where --core attention differs
 ATTENTION = dict(                                         # and where it differs by family
-    linreg=dict(outer_steps=2600), nonlinreg=dict(outer_steps=2000, encoder_width=128),
+    linreg=dict(outer_steps=2200), nonlinreg=dict(outer_steps=2000),
     bandit=dict(outer_steps=260))
 QUICK = dict(                                             # where --quick differs
     linreg=dict(singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
-                outer_steps=1000, adam_lr=0.03, learner_steps=1500, learner_hidden=2,
-                maml_steps=500),
+                outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800,
+                learner_hidden=2),
     nonlinreg=dict(frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1800,
-                   muon_lr=0.1, adam_lr=0.01, eval_episodes=256, learner_steps=400,
-                   learner_inits=4, online_steps=3000, fitted_episodes=6),
+                   muon_lr=0.1, adam_lr=0.01, learner_steps=400, learner_inits=4,
+                   online_steps=3000, fitted_episodes=6),
     bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=800,
-                muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800,
-                fitted_steps=100))
+                muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800))
 
 # ---------------------------------------------------------------- the three experiments
 def linreg(config, checkpoint):
@@ -183,10 +170,10 @@ def linreg(config, checkpoint):
     # the Meta-Learner's outer loop; as a control, tasks whose singular values are all equal
     results.phase("outer loop")
     equal = tasks.random_orthogonal(len(spectrum), len(spectrum), generator_for(config, "control"))
+    targets = dict(strength=W, equal=spectrum[:, None, None] * equal)
     model = new_meta_learner(config, distribution, meta.MetaLearner)
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
-    measure_outer_loop(config, distribution, W, predictors, results, checkpoint,
-                       controls=spectrum[:, None, None] * equal)
+    measure_outer_loop(config, distribution, targets, predictors, results, checkpoint)
 
     # what the Meta-Learner and Bayes learn within the same episodes
     results.phase("probes")
@@ -194,20 +181,17 @@ def linreg(config, checkpoint):
 
     # Learners trained to convergence on the first t trials of an episode, and Bayes on the same
     results.phase("fitted Learners")
-    trials = meta.spaced_steps(1, config.trials, 12)
-    few_x, few_y = x[:, :config.fitted_episodes], y[:, :config.fitted_episodes]
-    maps = learners.fitted_linear_network(
-        few_x, few_y, trials, steps=config.fitted_steps, init_scale=u0, hidden=width,
-        generator=generator_for(config, "learners"))
+    trials, few = meta.spaced_steps(1, config.trials, 10), config.fitted_episodes
+    maps = learners.fitted_linear_network(x[:, :few], y[:, :few], trials, init_scale=u0,
+                                          hidden=width, generator=generator_for(config, "learners"))
     results.add("fitted", trials, distribution.strength(maps, W[:, None]))
-    results.add("bayes_as_fitted", trials,
-                results["bayes/strength"][trials][:, :, :config.fitted_episodes])
+    results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
 
     # a gradient-based Meta-Learner, and plain gradient descent from the start that it learned
     results.phase("gradient-based Meta-Learner")
-    maml = meta.MAML(distribution, width=config.maml_width, inner_steps=3,
+    maml = meta.MAML(distribution, width=20, inner_steps=3,
                      generator=generator_for(config, "initialization"))
-    meta.train(maml, distribution, steps=config.maml_steps, batch=128, optimizer="adam",
+    meta.train(maml, distribution, steps=config.outer_steps // 2 + 1, batch=128, optimizer="adam",
                adam_lr=0.01, generator=generator_for(config, "tasks"))
     seen = torch.full((x.shape[0] * x.shape[1],), config.trials)
     maps = maml.inner_loop(x.flatten(0, 1), y.flatten(0, 1), seen).unflatten(1, x.shape[:2])
@@ -218,13 +202,13 @@ def linreg(config, checkpoint):
 
     # out of distribution: tasks with a larger or smaller spectrum
     results.phase("out of distribution")
-    captured = []
-    for scale in config.ood_scales:
+    results["ood/scale"], captured = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), []
+    for scale in results["ood/scale"].tolist():
         test = distribution.episodes((scale * W).repeat_interleave(64, 0),
                                      generator_for(config, "ood"))
         captured.append(learners.captured_fraction(
             *(distribution.score(each, *test).mean().item() for each in predictors.values())))
-    results["ood/scale"], results["ood/captured"] = config.ood_scales, captured
+    results["ood/captured"] = captured
     return results
 
 def nonlinreg(config, checkpoint):
@@ -269,7 +253,7 @@ def nonlinreg(config, checkpoint):
     results.phase("outer loop")
     model = new_meta_learner(config, distribution, meta.MetaLearner)
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
-    measure_outer_loop(config, distribution, W, predictors, results, checkpoint)
+    measure_outer_loop(config, distribution, dict(strength=W), predictors, results, checkpoint)
 
     # what the Meta-Learner and Bayes learn within the same episodes
     results.phase("probes")
@@ -277,14 +261,13 @@ def nonlinreg(config, checkpoint):
 
     # Learners trained on the first t trials of an episode, for each t, and Bayes on the same
     results.phase("fitted Learners")
-    trials, generator = meta.spaced_steps(1, config.trials, 12), generator_for(config, "learners")
-    x, y = x[:, :config.fitted_episodes, :, 0], y[:, :config.fitted_episodes, :, 0]
+    trials, few = meta.spaced_steps(1, config.trials, 8), config.fitted_episodes
+    x, y, generator = x[:, :few, :, 0], y[:, :few, :, 0], generator_for(config, "learners")
     f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps],
                                hidden=config.learner_hidden, at=circle, generator=generator)
          for t in trials]
     results.add("fitted", trials, read_waves(distribution, torch.cat(f), circle, W))
-    results.add("bayes_as_fitted", trials,
-                results["bayes/strength"][trials][:, :, :config.fitted_episodes])
+    results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
     return results
 
 def bandit(config, checkpoint):
@@ -322,7 +305,8 @@ def bandit(config, checkpoint):
     results.phase("outer loop")
     model = new_meta_learner(config, distribution, meta.MetaAgent, entropy=config.entropy)
     predictors = dict(none=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
-    measure_outer_loop(config, distribution, correct, predictors, results, checkpoint)
+    targets = dict(strength=correct)
+    measure_outer_loop(config, distribution, targets, predictors, results, checkpoint)
 
     # what the Meta-Learner and Bayes learn within the same episodes
     results.phase("probes")
@@ -331,26 +315,22 @@ def bandit(config, checkpoint):
 
     # the policy fitted to the first t trials that Bayes played, for each t, and Bayes on the same
     results.phase("fitted Learners")
-    trials, generator = meta.spaced_steps(1, config.trials, 12), generator_for(config, "learners")
-    renamed, contexts, uniforms = (part[:, :config.fitted_episodes] for part in episodes)
-    flat = [part.flatten(0, 1) for part in (renamed, contexts, uniforms)]
-    reward, J, action = distribution.play(tasks.BayesAgent(), *flat)
-    played = one_hot(flat[1] * config.actions + action, math.prod(size)).unflatten(-1, size)
-    paid = reward[..., None, None]
-    policies = [learners.fitted_policy(
-        (played * paid)[:, :t].sum(1), (played * (1 - paid))[:, :t].sum(1),
-        config.init_std * torch.randn(len(played), *size, generator=generator), 0.1,
-        config.fitted_steps) for t in trials]
-    fitted = torch.stack(policies).gather(
-        -1, flat[0][..., None].expand(len(trials), -1, -1, -1))[..., 0]
-    for system, J in ("fitted", fitted), ("bayes_as_fitted", J[:, trials].movedim(1, 0)):
-        results.add(system, trials, distribution.strength(J).unflatten(1, renamed.shape[:2]))
+    trials, few = meta.spaced_steps(1, config.trials, 12), config.fitted_episodes
+    renamed, contexts, uniforms = (part[:, :few].flatten(0, 1) for part in episodes)
+    rewards, J, actions = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms)
+    logits = config.init_std * torch.randn(
+        len(trials), len(renamed), *size, generator=generator_for(config, "learners"))
+    policies = learners.fitted_policy(contexts, actions, rewards, trials, logits)
+    chosen = renamed[..., None].expand(len(trials), -1, -1, 1)
+    for system, J in (("fitted", policies.gather(-1, chosen)[..., 0]),
+                      ("bayes_as_fitted", J[:, trials].movedim(1, 0))):
+        results.add(system, trials, distribution.strength(J).unflatten(1, (len(correct), -1)))
 
     # ceilings: Bayes against Bayes with other random choices, and a fixed order up to ties
     other_uniforms = torch.rand(episodes[2].shape, generator=generator_for(config, "ood"))
     strength, _ = distribution.inner_loop(tasks.BayesAgent(), *episodes[:2], other_uniforms)
     results["ceiling/follows_bayes"] = learners.half_time_correlation(
-        strength, torch.from_numpy(results["bayes/strength"]), torch.arange(config.trials + 1.0))
+        strength, *results.tensors("bayes"))
     if not config.skew:                                   # rates would break the ties
         results["ceiling/concordance"] = learners.concordance_ceiling(
             tasks.shared_answers(correct))
@@ -402,6 +382,10 @@ class Results(dict):
         """The names of all systems, in the order in which they were measured."""
         return [name.removesuffix("/time") for name in self if name.endswith("/time")]
 
+    def tensors(self, system):
+        """A system's strengths (R, N, E, K) and times (R,), for the measures of learners.py."""
+        return [torch.from_numpy(self[f"{system}/{name}"]) for name in ("strength", "time")]
+
     def curve(self, system):
         """A system's times (R,), and the mean strengths and standard errors over tasks, (R, K).
         Raises ValueError for an unknown system."""
@@ -446,32 +430,28 @@ def read_waves(distribution, f, at, W):
     fit, _, _ = distribution.fit(f[..., None], at[:, None])
     return distribution.strength(fit, W[:, None])
 
-def measure_outer_loop(config, distribution, targets, predictors, results, checkpoint,
-                       controls=None):
+def measure_outer_loop(config, distribution, targets, predictors, results, checkpoint):
     """Trains the Meta-Learner, periodically measuring κ on held-out tasks, and its strengths at the
-    last trial of the evaluation tasks and of control tasks."""
+    last trial of `targets`, a dict of sets of tasks by name."""
     model, generator = predictors["meta"], generator_for(config, "test")
     test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
     for system in "none", "bayes":
         results[f"performance/{system}"] = distribution.score(predictors[system], *test)
-    some, first = [part[:256] for part in test], []
+    some, last = [part[:256] for part in test], dict(step=0, time=time.perf_counter())
     none, bayes = (distribution.score(predictors[system], *some).mean().item()
                    for system in ("none", "bayes"))
-    sets = dict(strength=targets) if controls is None else dict(strength=targets, equal=controls)
-    episodes = {name: distribution.evaluation_episodes(
-        several, min(2, config.eval_episodes), generator_for(config, "snapshots"))
-        for name, several in sets.items()}
+    episodes = {name: distribution.evaluation_episodes(those, 2, generator_for(config, "snapshots"))
+                for name, those in targets.items()}
 
     def snapshot(step):
         """Measures the model at an outer step, and prints κ."""
         captured = learners.captured_fraction(
             none, distribution.score(model, *some).mean().item(), bayes)
-        first.append((step, time.perf_counter()))
-        if 10 * step >= config.outer_steps and len(first) > 1:
-            pace = (first[-1][1] - first[0][1]) / (step - first[0][0])
-            left = pace * (config.outer_steps - step)
+        seconds = (time.perf_counter() - last["time"]) / max(1, step - last["step"])       # a step
+        last.update(step=step, time=time.perf_counter())
+        if 10 * step >= config.outer_steps:
             results.phase(f"outer step {step} of {config.outer_steps}, κ {captured:.2f}; "
-                          f"{left:.0f} s left for the outer loop")
+                          f"{seconds * (config.outer_steps - step):.0f} s left for the outer loop")
         return dict(captured=torch.tensor(captured)) | {
             name: distribution.inner_loop(model, *those)[0][-1].clone()
             for name, those in episodes.items()}
@@ -528,7 +508,7 @@ def summarize(results):
         outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
     pair = arrays["meta/strength"], arrays["bayes/strength"], arrays["meta/time"]
     return dict(
-        systems={system: learners.describe(arrays[f"{system}/strength"], arrays[f"{system}/time"])
+        systems={system: learners.describe(*results.tensors(system))
                  for system in results.systems()},
         captured=captured,
         captured_ci=captured_ci,
@@ -565,50 +545,60 @@ def panel(results, system):
 
 def figures(results):
     """All figures of a run by name."""
-    seed = f"seed {results.config.seed}"
-    if results.config.skew:
-        seed += f", skew {results.config.skew:g}"
+    config = results.config
+    seed = f"seed {config.seed}" + f", skew {config.skew:g}" * (config.skew > 0)
     clocks = "online", "fitted", "meta"
-    controls = [system for system in results.systems() if system not in COMPARED + clocks]
-    drawn = {name: plots.dynamics([panel(results, system) for system in those],
-                                  caption=f"{seed} · dots: half-times · bands: 2 standard errors")
+    controls = [system for system in results.systems()
+                if system not in (*COMPARED, *clocks, "bayes_as_fitted")]
+    caption = f"{seed} · dots: half-times · crosses, dashes: theory · bands: 2 standard errors"
+    drawn = {name: plots.dynamics([panel(results, system) for system in those], caption)
              for name, those in dict(dynamics=COMPARED, controls=controls, by_trial=clocks).items()}
-    shares = []
-    for system in COMPARED:
-        half_times = learners.half_time(torch.from_numpy(results[f"{system}/strength"]),
-                                        torch.from_numpy(results[f"{system}/time"]))
-        shares.append(dict(title=panel(results, system)["title"],
-                           shares=learners.rank_shares(half_times).numpy()))
-    drawn["concordance"] = plots.rank_shares(
-        shares, results.modes, f"{seed} · share of repeats")
-    if "shared_answers" in results and not results.config.skew:
+    drawn["concordance"] = plots.rank_shares([dict(
+        title=panel(results, system)["title"],
+        shares=learners.rank_shares(learners.half_time(*results.tensors(system))).numpy())
+        for system in COMPARED], results.modes, f"{seed} · share of repeats")
+    drawn["episodes"] = plots.dynamics(episode_panels(results),
+                                       caption=f"{seed} · dots: half-times in a single episode")
+    if "shared_answers" in results and not config.skew:
         drawn["sharing"] = plots.dynamics(
             [sharing_panel(results, system) for system in ("learner", "own_biases", "meta")],
             caption=f"{seed} · contexts by how many share their correct action")
 
     # the outer loop: strengths at the last trial, and κ
     common = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
-    strength, captured = (results[f"outer_loop/{name}"] for name in ("strength", "captured"))
     drawn["outer_loop"] = plots.dynamics([
-        dict(common, title="Strength at the last trial", strength=strength.mean((1, 2)),
-             labels=results.modes),
-        dict(common, title="Captured fraction κ", strength=captured[:, None], labels=["κ"])],
-        caption=seed)
+        dict(common, title="Strength at the last trial", labels=results.modes,
+             strength=results["outer_loop/strength"].mean((1, 2))),
+        dict(common, title="Captured fraction κ", labels=["κ"],
+             strength=results["outer_loop/captured"][:, None])], caption=seed)
+    drawn["performance"] = plots.dynamics([performance_panel(results)], height=3.8,
+        caption=f"{seed} · dashed: best possible · bands: 2 standard errors")
+    return drawn
 
-    # learning curves on held-out tasks
+def performance_panel(results):
+    """Learning curves on held-out tasks."""
     names = "none", "meta", "bayes"
     values = np.stack([results[f"performance/{name}"] for name in names], 2)       # (n, T, 3)
     reward = dict(xlabel="trial", ylabel="reward", ylim=(0, 1.05))
     error = dict(xlabel="trial", ylabel="squared error", yscale="log")
-    drawn["performance"] = plots.dynamics([dict(
-        title=f"κ = {results.summary['captured']:.3f}; distance from the dashed line at the last "
-              f"trial: {format_number(results.summary['last_excess'])} times Bayes'",
+    summary = results.summary
+    return dict(
+        title=f"κ = {summary['captured']:.3f}; distance from the dashed line at the last trial: "
+              f"{format_number(summary['last_excess'])} times Bayes'",
+        time=np.arange(values.shape[1]), strength=values.mean(0),
+        stderr=values.std(0) / len(values) ** 0.5, labels=[SYSTEMS[name][0] for name in names],
         theory=np.full((values.shape[1], 1), results["best"]),
-        time=np.arange(values.shape[1]), strength=values.mean(0), labels=[
-            SYSTEMS[name][0] for name in names], stderr=values.std(0) / len(values) ** 0.5,
-        axes=reward if "shared_answers" in results else error)],
-        caption=f"{seed} · dashed: best possible · bands: 2 standard errors", height=3.8)
-    return drawn
+        axes=reward if "shared_answers" in results else error)
+
+def episode_panels(results):
+    """The first two episodes of the Meta-Learner in the first evaluation task, and their average
+    with all others of that task."""
+    strength, time = results.tensors("meta")
+    curves = {"Episode 1": strength[:, 0, 0], "Episode 2": strength[:, 0, 1],
+              f"Average of {strength.shape[2]} episodes": strength[:, 0].mean(1)}
+    return [dict(panel(results, "meta"), title=f"Meta-Learner\n{title}", stderr=None,
+                 strength=curve.numpy(), half_times=learners.half_time(curve, time).numpy())
+            for title, curve in curves.items()]
 
 def sharing_panel(results, system):
     """Learning curves of contexts by how many contexts share their correct action."""
@@ -616,7 +606,7 @@ def sharing_panel(results, system):
     counts = np.unique(groups)[::-1]
     members = [strength[:, groups == count] for count in counts]            # (R, number of them)
     stderr = [m.std(1) / m.shape[1] ** 0.5 for m in members]
-    return dict(panel(results, system), title=SYSTEMS[system][0], half_times=None, theory=None,
+    return dict(panel(results, system), title=SYSTEMS[system][0], half_times=None, log=True,
                 strength=np.stack([m.mean(1) for m in members], 1), stderr=np.stack(stderr, 1),
                 labels=[f"shared by {n}" if n > 1 else "not shared" for n in counts])
 
@@ -625,11 +615,7 @@ FAMILIES = dict(linreg=(Linreg, linreg), nonlinreg=(Nonlinreg, nonlinreg), bandi
 SHARED = "seed", "device", "core", "outer_steps", "outer_optimizer", "skew"        # for `all`
 
 class Mistake(ValueError):
-    """A mistake by the user: the argument or option, and what is wrong with it."""
-
-    def __init__(self, argument, problem):
-        self.argument, self.problem = argument, problem
-        super().__init__(f"{argument}: {problem}")
+    """A mistake by the user, "argument: problem"."""
 
 def run(family, out=None, quick=False, fresh=False, **settings):
     """Does what `python metadyn.py FAMILY` does, in the folder `out` (default: runs/FAMILY, or
@@ -642,23 +628,20 @@ def run(family, out=None, quick=False, fresh=False, **settings):
 def prepare(family, config, out, fresh):
     """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
     Returns it. Raises Mistake."""
-    folder = Path(out)
+    folder, path = Path(out), Path(out) / "config.json"
     wanted = dict(asdict(config), family=family, device=None)     # another device may resume a run
-    path = folder / "config.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            for file in path, folder / "results.npz", folder / "checkpoint.pt":
-                file.unlink(missing_ok=True)
-        if not path.exists():
-            (folder / "results.npz").unlink(missing_ok=True)          # settings unknown: not ours
+        if fresh or not path.exists():                    # what lies there has other settings
+            for name in "results.npz", "checkpoint.pt":
+                (folder / name).unlink(missing_ok=True)
             write_json(path, dict(wanted, torch=torch.__version__))
         there = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Mistake("out", f"{out} cannot be used: {error}") from None
+        raise Mistake(f"out: {out} cannot be used: {error}") from None
     differs = meta.difference(there, wanted)
     if differs:
-        raise Mistake("out", f"{folder} holds another run ({differs}); choose another folder, or "
+        raise Mistake(f"out: {folder} holds another run ({differs}); choose another folder, or "
                       "replace that run with fresh=True")
     return folder
 
@@ -666,12 +649,12 @@ def configure(family, quick, settings):
     """The config of a family: defaults, then what --quick and others change, then the settings
     given. Raises Mistake."""
     if family not in FAMILIES:
-        raise Mistake("family", f"{family!r} is not one of {', '.join(FAMILIES)}")
+        raise Mistake(f"family: {family!r} is not one of {', '.join(FAMILIES)}")
     kind = FAMILIES[family][0]
     known = {setting.name: setting for setting in fields(kind)}
     for name in settings:
         if name not in known:
-            raise Mistake(name, f"{family} has no such setting; it has {', '.join(known)}")
+            raise Mistake(f"{name}: {family} has no such setting; it has {', '.join(known)}")
     defaults = QUICK[family] if quick else {}
     if settings.get("core") == "attention":
         defaults = ATTENTION[family] | defaults | ATTENTION_RATES
@@ -681,7 +664,7 @@ def configure(family, quick, settings):
     config = kind(**defaults | given)
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     if not there[config.device]:
-        raise Mistake("device", f"there is no {config.device} on this machine")
+        raise Mistake(f"device: there is no {config.device} on this machine")
     if family == "linreg":
         config.singular_values = sorted(config.singular_values, reverse=True)
     return config
@@ -702,7 +685,7 @@ def checked(setting, value):
         least = "more than 0" if low == SMALLEST else f"at least {low}"
         kind = "a whole number, " if setting.type is int else ""
         wanted = f"one of {', '.join(choices)}" if choices else f"{kind}{least} and below 2^31"
-        raise Mistake(setting.name, f"{value} given, must be {wanted}")
+        raise Mistake(f"{setting.name}: {value} given, must be {wanted}")
     return converted
 
 def keep_freed_memory():
@@ -738,10 +721,6 @@ def run_experiment(family, config, folder):
     results.phase("figures")
     for name, figure in figures(results).items():
         save(figure, folder / name)
-    if family == "linreg":
-        film = plots.film([dict(panel(results, system), labels=config.singular_values)
-                           for system in COMPARED])
-        film.save(folder / "film.gif", writer="pillow", dpi=80)
     results.phase("done")
     return results
 
@@ -799,26 +778,24 @@ def overview(runs, folder):
         for name in by_seed[0]:
             values = np.array([numbers.get(name, math.nan) for numbers in by_seed])
             finite = len(values) > 1 and np.isfinite(values).all()
-            spread = values.std(ddof=1) if finite else math.nan
-            rows.append((family, skew, name, values.mean(), spread, *values))
+            mean, sd = values.mean(), values.std(ddof=1) if finite else math.nan
+            rows.append((family, skew, name, mean, sd, *values))
             _, system, measure, *_ = *name.split("/"), "", ""
-            told = measure in ("staggering", "concordance") and system in COMPARED
-            if told or name == "captured":
+            if name == "captured" or (
+                    system in COMPARED and measure in ("staggering", "concordance")):
                 lines.append(f"{family:10}{skew:<4g}{name.removeprefix('systems/'):30}"
-                             f"{format_number(values.mean()):>6} ± {format_number(spread)}")
+                             f"{format_number(mean):>6} ± {format_number(sd)}")
             if measure == "staggering":
-                low, high = (np.mean([numbers[f"{name}_ci/{i}"] for numbers in by_seed])
-                             for i in (1, 2))
-                levers.setdefault(family, {}).setdefault(system, []).append(
-                    (skew, values.mean(), (high - low) / 2))
+                levers.setdefault((family, system), []).append((skew, mean, sd))
     seeds = [f"seed{results.config.seed}" for results in several]
     write_csv(folder / "overview.csv", ["family", "skew", "number", "mean", "sd", *seeds], rows)
     if len({skew for _, skew in runs}) > 1:
         panels = [dict(title=FAMILIES[family][0].__doc__.split(":")[0], curves=[
-            (SYSTEMS[system][0], *zip(*curves[system]))
-            for system in COMPARED + CAUSE_REMOVED if system in curves])
-            for family, curves in levers.items()]
-        save(plots.levers(panels, f"{', '.join(seeds)} · bars: 2 standard errors over tasks"),
+            (SYSTEMS[system][0], *zip(*levers[family, system]))
+            for system in COMPARED + CAUSE_REMOVED if (family, system) in levers])
+            for family in {family: None for family, _ in runs}]
+        numbers = ", ".join(str(results.config.seed) for results in several)
+        save(plots.levers(panels, f"seed {numbers} · bars: standard deviation over seeds"),
              folder / "levers")
     return "\n".join(lines)
 
@@ -853,7 +830,7 @@ def plan(family, out, quick, fresh, seeds, seed=0, skew=(0.0,), **settings):
     """The runs of a command, checked before the first begins: (family, config, folder) each. Of
     several skews or seeds, each has a folder of its own."""
     if seeds < 1:
-        raise Mistake("seeds", f"{seeds} given, must be at least 1")
+        raise Mistake(f"seeds: {seeds} given, must be at least 1")
     jobs, skews = [], sorted(set(skew))
     for name in FAMILIES if family == "all" else [family]:
         for x in skews:
@@ -886,8 +863,8 @@ def main(arguments=None):
             print(f"\n{overview(runs, command['out'])}\nTable: {command['out']}/overview.csv")
         return 0
     except Mistake as mistake:
-        problem = mistake.problem.replace("fresh=True", "--fresh")
-        parser.error(f"argument --{mistake.argument.replace('_', '-')}: {problem}")
+        argument, problem = str(mistake).replace("fresh=True", "--fresh").split(": ", 1)
+        parser.error(f"argument --{argument.replace('_', '-')}: {problem}")
     except (FloatingPointError, OSError, meta.WrongCheckpoint,
             torch.cuda.OutOfMemoryError) as error:
         print(f"\nmetadyn.py: {error}", file=sys.stderr)

@@ -14,7 +14,6 @@ you can copy it alone. It reads no files and has no styles or interaction.
 """
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
 
 GREY, MARKERS = "0.45", "osD^v"
@@ -61,14 +60,14 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
     if theory is not None:
         ax.plot(time[shown], theory[shown], color="black", lw=1.2, ls=(0, (4, 3)), zorder=4)
 
-def dynamics(panels, columns=3, caption="", height=3.1):
+def dynamics(panels, caption="", height=3.1):
     """Curves against time, one panel per system. In a staggered system the dots lie far apart, in a
     concurrent one they coincide.
 
     panels: dicts with the arguments of `draw_modes`, title, and optionally log (a logarithmic time
     axis) and axes (a dict for Axes.set, for example with xlabel; default: an axis for strengths).
     """
-    columns = min(columns, len(panels))
+    columns = min(3, len(panels))
     figure, grid = new_figure(columns, -(-len(panels) // columns), height, caption)
     for ax in grid.flat[len(panels):]:
         ax.remove()
@@ -85,9 +84,8 @@ def dynamics(panels, columns=3, caption="", height=3.1):
         ax.set(title=title, **dict(xscale="log" if log else "linear", ylabel=ylabel) | axes)
         if log:
             ax.xaxis.set_major_formatter("{x:g}")
-        # a legend beside the last panel of a row, and wherever the labels change
-        last = (i + 1) % columns == 0 or i + 1 == len(panels)
-        if last or list(panel["labels"]) != list(panels[i + 1]["labels"]):
+        # a legend at the end of the first row, and wherever the labels change
+        if i + 1 == columns or list(panel["labels"]) != list(panels[i - 1]["labels"]):
             ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -127,33 +125,3 @@ def levers(panels, caption=""):
         ax.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     axes[0, 0].set_ylabel("staggering index")
     return figure
-
-def film(panels, frames=30):
-    """An animation of bars that fill as modes are learned; call save("film.gif", writer="pillow")
-    on it. Each system's time runs evenly until all its modes are learned, then the film rests.
-
-    panels: dicts as for `dynamics`, with one label per mode and an xlabel.
-    """
-    figure, axes = new_figure(len(panels), height=3.3)
-    bars, ends = [], []
-    for ax, panel in zip(axes[0], panels):
-        modes = np.arange(len(panel["labels"]))
-        bars.append(ax.bar(modes, 0 * modes, color=mode_colours(len(modes))))
-        ax.bar(modes, 1, fill=False, lw=1.2)
-        ax.set(xticks=modes, xticklabels=panel["labels"], ylim=(0, 1.1), title="\n")
-        learned = np.flatnonzero((panel["strength"] > 0.95).all(1))
-        ends.append(panel["time"][learned[0] if len(learned) else -1])
-    axes[0, 0].set_ylabel("share learned")
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")                        # laid out once, so nothing jumps
-
-    def draw(frame):
-        """Sets the heights and titles of one frame."""
-        for ax, panel, drawn, end in zip(axes[0], panels, bars, ends):
-            now = end * min(1, frame / (frames - 8))
-            for bar, curve in zip(drawn, panel["strength"].T):
-                bar.set_height(np.interp(now, panel["time"], curve))
-            name, unit = panel["title"].splitlines()[0], panel["axes"]["xlabel"]
-            ax.set_title(f"{name}\n{now:.0f} {unit}")
-
-    return FuncAnimation(figure, draw, frames, interval=180)

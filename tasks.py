@@ -94,11 +94,9 @@ class NeverLearns:
     """Always guesses zero, which is the mean of every distribution here."""
 
     def predict(self, x, y):
-        """Zeros (B, T, Dy)."""
         return torch.zeros_like(y)
 
     def probe(self, x, y, xq):
-        """Zeros (B, T + 1, Q, Dy)."""
         return y.new_zeros(len(y), y.shape[1] + 1, len(xq), y.shape[2])
 
 class Bayes:
@@ -131,13 +129,11 @@ class Bayes:
         return torch.stack(means, 1), torch.stack(covariances, 1)
 
     def predict(self, x, y):
-        """Posterior mean of y_t before it is seen: (B, T, Dy)."""
         M, _ = self.posterior(x, y)
         phi = self.distribution.features(x.double())
         return (M[:, :-1] @ phi[..., None])[..., 0].to(x)
 
     def probe(self, x, y, xq):
-        """Posterior mean function at xq: (B, T + 1, Q, Dy)."""
         M, _ = self.posterior(x, y)
         return (self.distribution.features(xq.double()) @ M.mT).to(x)
 
@@ -233,7 +229,7 @@ class FourierRegression(FeatureRegression):
         phase = 2 * torch.pi * torch.rand(n, 1, K, generator=generator)
         return (2 / K) ** 0.5 * torch.cat([phase.cos(), phase.sin()], -1)
 
-    def queries(self, generator=None):
+    def queries(self, generator):
         """A uniform grid on the circle, finer than the band needs: (Q, 1)."""
         points = 2 * max(self.frequencies.tolist()) + 6
         return torch.arange(points)[:, None] / points
@@ -352,21 +348,19 @@ class UniformAgent:
     """Never learns: it chooses every action with the same probability."""
 
     def begin(self, n, distribution):
-        """Starts n episodes of a ContextualBandit."""
         self.possible = torch.ones(n, distribution.contexts, distribution.actions)
 
     def policy(self):
-        """Action probabilities in every context: (B, C, A)."""
         return self.possible / self.possible.sum(-1, keepdim=True)
 
     def observe(self, context, action, reward):
-        """Ignores the trial."""
+        pass
 
 class BayesAgent(UniformAgent):
-    """The Bayes-optimal policy: uniform over the actions that can still be correct."""
+    """The Bayes-optimal policy: uniform over the actions that can still be correct. A failure rules
+    its action out, and a success rules out all others."""
 
     def observe(self, context, action, reward):
-        """A failure rules its action out, and a success rules out all others."""
         episode = torch.arange(len(context))
         tried = one_hot(action, self.possible.shape[-1]).float()
         left = self.possible[episode, context] * (1 - tried)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,7 +59,7 @@ def test_deep_linear_modes_follow_the_logistic_solution_with_a_first_order_error
     coarse, medium, fine = (deep_linear_error(lr) for lr in (0.02, 0.01, 0.005))
     assert medium < 0.02
     assert 1.9 < coarse / medium < 2.1 and 1.9 < medium / fine < 2.1
-    t = learners.deep_linear_time(S, 1e-3, S / 2)         # and its inverse
+    t = (S / 1e-3 - 1).log() / (2 * S)                    # the half-times
     assert_close(learners.deep_linear_theory(S, 1e-3, t).diagonal(), S / 2)
 
 def test_one_layer_follows_its_closed_form_with_one_time_constant():
@@ -72,14 +71,10 @@ def test_one_layer_follows_its_closed_form_with_one_time_constant():
     assert_close(w, theory, atol=1e-3, rtol=0)
 
 def test_muon_moves_each_layer_at_one_speed_so_the_weakest_mode_comes_first():
-    steps = torch.arange(201)
     maps = learners.linear_network(torch.diag(S)[None], 0.01, range(201), "aligned", 1e-6,
                                    optimizer="muon")
-    u = maps[:, 0].diagonal(dim1=-2, dim2=-1)
-    theory = learners.muon_theory(S, 1e-6, steps * 0.01)
-    rising = theory < 0.9 * S                             # momentum overshoots afterwards
-    assert_close((u / S)[rising], (theory / S)[rising], atol=0.02, rtol=0)
-    assert_close(learners.half_time(u / S, steps), (S / 2).sqrt() / 0.01, rtol=0.03, atol=0)
+    half = learners.half_time(maps[:, 0].diagonal(dim1=-2, dim2=-1) / S, torch.arange(201))
+    assert_close(half, (S / 2).sqrt() / 0.01, rtol=0.03, atol=0)      # both layers reach sqrt(s / 2)
 
 @pytest.mark.parametrize("hidden", [5, 20])
 def test_half_times_from_a_random_start_depend_on_the_hidden_width_as_derived(hidden):
@@ -96,21 +91,16 @@ def test_muon_with_convergent_coefficients_gives_the_orthogonal_factor_of_each_m
     assert_close(muon.orthogonal(G), U @ Vh)
     assert_close(muon.orthogonal(G.mT), (U @ Vh).mT)
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
-def test_muon_moves_the_four_gates_of_an_lstm_as_torch_moves_four_matrices():
-    start = torch.randn(32, 5, generator=seeded())
-    gates = start.clone()
-    alone = [torch.nn.Parameter(gate.clone()) for gate in start.chunk(4)]
-    ours = learners.Muon([gates], 0.1, stacked=4)
-    theirs = torch.optim.Muon(alone, 0.1, weight_decay=0.0, momentum=0.95)
+def test_muon_moves_the_four_gates_of_an_lstm_as_four_matrices():
+    gates = torch.randn(32, 5, generator=seeded())
+    alone = gates.unflatten(0, (4, 8)).clone()
+    optimizers = learners.Muon([gates], 0.1, stacked=4), learners.Muon([alone], 0.1)
     for step in range(3):
         gates.grad = torch.randn(32, 5, generator=seeded(step))
-        for gate, gradient in zip(alone, gates.grad.chunk(4)):
-            gate.grad = gradient
-        ours.step()
-        theirs.step()
-    moved = torch.cat(alone).detach() - start
-    assert (gates - start - moved).norm() < 0.05 * moved.norm()       # theirs is in bfloat16
+        alone.grad = gates.grad.unflatten(0, (4, 8))
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_close(gates.unflatten(0, (4, 8)), alone)
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.3, 1.0])   # a fixed step size diverged at 0.3
 def test_a_fitted_learner_ends_where_least_squares_does_at_any_noise(noise):
@@ -137,11 +127,12 @@ def test_two_contexts_and_two_actions_interfere_as_derived_with_a_cosine_of_minu
     assert_close(torch.cosine_similarity(*gradients), torch.full((50,), -0.5).double())
 
 def test_a_policy_fitted_to_one_success_or_all_failures_but_one_finds_the_action():
-    successes, failures = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)
-    successes[0, 0, 1] = 1                                # episode 0, context 0: action 1 paid
-    failures[1, 1, :2] = 1                                # episode 1, context 1: 0 and 1 did not
-    policy = learners.fitted_policy(successes, failures, torch.zeros(2, 2, 3), 0.1, 300)
-    assert policy[0, 0, 1] > 0.95 and policy[1, 1, 2] > 0.95
+    contexts, actions = torch.tensor([[0, 0], [1, 1]]), torch.tensor([[1, 0], [0, 1]])
+    rewards, trials = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), [0, 1, 2]
+    policy = learners.fitted_policy(contexts, actions, rewards, trials, torch.zeros(3, 2, 2, 3))
+    assert_close(policy[0], torch.full((2, 2, 3), 1 / 3))             # at t = 0 there is nothing
+    assert (policy[1:, 0, 0, 1] > 0.95).all()             # action 1 paid in the first trial
+    assert policy[2, 1, 1, 2] > 0.95 > policy[1, 1, 1, 2]             # actions 0 and 1 did not
 
 # ---------------------------------------------------------------- analytic truth: Bayes and meta
 
@@ -154,18 +145,6 @@ def test_the_sequential_posterior_is_the_batch_posterior(distribution):
     P = torch.linalg.inv(phi.mT @ phi / variance + torch.diag(1 / distribution.weight_var))
     M = y.double().mT @ phi @ P / variance
     assert_close((means[:, -1], covariances[:, -1]), (M, P), atol=1e-10, rtol=0)
-
-def test_the_posterior_of_a_band_limited_function_is_that_of_a_gaussian_process():
-    distribution = tasks.FourierRegression([2, 3, 5])
-    x, y, xq = (z.double() for z in (*drawn(distribution, 3), distribution.queries()))
-
-    def kernel(a, b):                                     # k(x, x') = 1/K sum_k cos 2 pi k (x - x')
-        return (2 * math.pi * (a - b.mT)[..., None] * distribution.frequencies).cos().mean(-1)
-
-    noisy = kernel(x, x) + 0.01 * torch.eye(40, dtype=torch.float64)
-    expected = kernel(xq.expand(3, -1, -1), x) @ torch.linalg.solve(noisy, y)
-    found = tasks.Bayes(distribution).probe(x, y, xq)[:, -1]
-    assert_close(found, expected, atol=1e-10, rtol=0)
 
 @pytest.mark.parametrize("kind", [tasks.LinearRegression, tasks.FourierRegression])
 @pytest.mark.parametrize("skew", [0.0, 1.0])
@@ -215,7 +194,7 @@ def test_the_linear_probe_finds_a_map_and_says_what_is_not_linear():
 
 def test_the_strength_of_a_wave_is_that_of_its_fourier_coefficients():
     distribution = tasks.FourierRegression([1, 4, 6])
-    W, x = distribution.sample(5, seeded()).double(), distribution.queries().double()
+    W, x = distribution.sample(5, seeded()).double(), distribution.queries(seeded()).double()
     f = (distribution.features(x - 0.1) @ W.mT) + x ** 2
     strength = distribution.strength(distribution.fit(f, x)[0], W)
     F, F_hat = (torch.fft.rfft(z[..., 0])[:, distribution.frequencies]
@@ -259,7 +238,7 @@ class Scalar(torch.nn.Module):
 
 def test_the_outer_loop_warms_up_over_two_percent_and_ends_at_zero():
     factors = [meta.learning_rate_factor(step, 100) for step in range(101)]
-    assert factors[:3] + factors[98:] == pytest.approx([1 / 3, 2 / 3, 0.98, 0.02, 0.01, 0])
+    assert factors[:3] + factors[20::40] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.5, 0])
     moved = []                                            # Adam moves a weight by its rate a step
 
     def loss(weight, progress):
@@ -618,7 +597,7 @@ def test_a_relu_network_prefers_slow_waves_and_a_linear_layer_on_fourier_feature
     y, record = (distribution.features(x) @ W.mT)[..., 0], range(0, 601, 10)
     f = learners.relu_network(x.T.expand(4, -1), y, 3e-3, record, 64, 3, generator=seeded(1))
     strength = distribution.strength(distribution.fit(f[..., None], x)[0], W)
-    half = learners.geometric_mean(learners.half_time(strength, torch.tensor(record)))
+    half = learners.half_time(strength, torch.tensor(record)).log().mean(0).exp()
     assert (half.diff() > 0).all() and half[-1] > 2 * half[0]
     maps = learners.linear_network(W, 0.01, range(301), "one layer", generator=seeded())
     half = learners.half_time(distribution.strength(maps, W), torch.arange(301))
@@ -682,11 +661,10 @@ def test_a_meta_learner_whose_state_is_never_passed_on_captures_nothing():
 SMALL = dict(hidden=8, layers=1, batch=8, outer_steps=12, eval_tasks=3, eval_episodes=8,
              test_tasks=64, device="cpu", learner_steps=41, learner_inits=2)
 TINY_RUNS = dict(
-    linreg=SMALL | dict(singular_values=[1.4, 0.5], trials=6, ood_scales=[1.0, 4.0],
-                        fitted_episodes=2, fitted_steps=10, maml_steps=5),
+    linreg=SMALL | dict(singular_values=[1.4, 0.5], trials=6, fitted_episodes=2),
     nonlinreg=SMALL | dict(frequencies=2, trials=6, learner_hidden=8, online_steps=20,
                            fitted_episodes=2),
-    bandit=SMALL | dict(contexts=3, actions=3, trials=8, fitted_steps=5))
+    bandit=SMALL | dict(contexts=3, actions=3, trials=8))
 
 def command(family, **changed):
     """The words of a tiny run, with some settings changed."""
@@ -701,19 +679,9 @@ def arrays(folder):
         return dict(file)
 
 @pytest.fixture(autouse=True)
-def drawings(monkeypatch):
-    """Figures by name, in place of files: writing them is most of a tiny run's time."""
-    kept = {}
-
-    def figures(results):
-        kept.update(FIGURES(results))
-        return {}
-
-    monkeypatch.setattr(metadyn, "figures", figures)
-    monkeypatch.setattr(plots, "film", lambda panels: SimpleNamespace(save=lambda *_, **more: None))
-    return kept
-
-FIGURES = metadyn.figures
+def unsaved_figures(monkeypatch):
+    """Figures are drawn, but not saved: that takes most of a tiny run's time."""
+    monkeypatch.setattr(metadyn, "save", lambda figure, path: None)
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
@@ -744,13 +712,13 @@ def test_a_run_leaves_a_table_its_files_and_its_figures(family, runs):
     assert "NaN" not in text and "Infinity" not in text
     assert arrays(folder)["learner/time"][-1] == 41       # the last step is recorded
 
-def test_a_complete_run_is_drawn_again_from_its_arrays_alone(runs, tmp_path, drawings, monkeypatch):
+def test_a_complete_run_is_drawn_again_from_its_arrays_alone(runs, tmp_path, monkeypatch):
     for file in "config.json", "results.npz":
         shutil.copy(runs["linreg"] / file, tmp_path)
     monkeypatch.setattr(learners, "linear_network", None)
     results = metadyn.run("linreg", out=tmp_path, **TINY_RUNS["linreg"] | dict(device="auto"))
     time, strength, _ = results.curve("learner")
-    lines = drawings["dynamics"].axes[0].lines            # what is measured is what is drawn
+    lines = metadyn.figures(results)["dynamics"].axes[0].lines        # what is measured is drawn
     for curve in strength.T:
         assert any(np.array_equal(line.get_xydata(), np.stack([time, curve], 1)) for line in lines)
     with pytest.raises(ValueError, match="'Bayes' is not one of .*'bayes'"):
@@ -764,18 +732,16 @@ def test_a_perfect_meta_learner_scores_perfectly_in_every_measure(tmp_path, monk
     monkeypatch.setattr(meta, "train", train)
     results = metadyn.run("linreg", out=tmp_path, **TINY_RUNS["linreg"])
     assert results.summary["captured"] == results.summary["last_excess"] == 1
-    assert results.summary["ood/captured"] == [1, 1] and set(results["outer_loop/captured"]) == {1}
+    assert set(results["ood/captured"]) == set(results["outer_loop/captured"]) == {1}
     assert results.summary["follows_bayes"] == pytest.approx([1, 1])
     assert np.array(results.summary["against_bayes"]) == pytest.approx(1)
 
-@pytest.mark.parametrize("changed, same", [
-    (dict(eval_episodes=20), ["performance/bayes", "performance/meta", "learner/strength"]),
-    (dict(test_tasks=80), ["meta/strength", "bayes/strength", "learner/strength"]),
-    (dict(ood_scales=[2.0]), ["performance/meta", "fitted/strength", "maml/strength"])])
-def test_what_one_part_draws_never_shifts_another(changed, same, runs, tmp_path):
-    after = metadyn.run("linreg", out=tmp_path, **TINY_RUNS["linreg"] | changed)
-    for name in same:
-        np.testing.assert_array_equal(after[name], arrays(runs["linreg"])[name], name)
+def test_what_one_part_draws_never_shifts_another(runs, tmp_path):
+    for changed, same in ((dict(test_tasks=80), ["meta/strength", "bayes/strength"]),
+                          (dict(eval_episodes=20), ["performance/meta", "learner/strength"])):
+        after = metadyn.run("linreg", out=tmp_path, fresh=True, **TINY_RUNS["linreg"] | changed)
+        for name in same:
+            np.testing.assert_array_equal(after[name], arrays(runs["linreg"])[name], name)
 
 @pytest.mark.parametrize("family, step", [("linreg", 3), ("nonlinreg", 12), ("bandit", 7)])
 def test_killed_at_a_checkpoint_and_started_again_it_leaves_the_same_arrays(
@@ -792,14 +758,6 @@ def test_killed_at_a_checkpoint_and_started_again_it_leaves_the_same_arrays(
     assert metadyn.main(words) == 0
     np.testing.assert_equal(arrays(tmp_path), arrays(runs[family]))
 
-def test_control_c_says_how_to_resume(tmp_path, capsys, monkeypatch):
-    def stop(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(meta, "save", stop)
-    assert metadyn.main(command("linreg", out=tmp_path)) == 130
-    assert "resumes from the last checkpoint" in capsys.readouterr().err
-
 @pytest.mark.parametrize("arguments, words", [
     ("cubreg", "invalid choice: 'cubreg'"),
     ("linreg --noise -1", "argument --noise: -1.0 given, must be at least 0 and below 2^31"),
@@ -807,8 +765,6 @@ def test_control_c_says_how_to_resume(tmp_path, capsys, monkeypatch):
     ("linreg --singular-values 1 0", "argument --singular-values: [1.0, 0.0] given, must be more"),
     ("linreg --outer-optimizer sgd", "argument --outer-optimizer: sgd given, must be one of muon"),
     ("nonlinreg --noise nan", "argument --noise: nan given"),
-    ("nonlinreg --skew -1", "argument --skew"),
-    ("bandit --actions many", "argument --actions: invalid int value: 'many'"),
     ("bandit --seed 99999999999999999999", "argument --seed"),
     ("all --seeds 0", "argument --seeds: 0 given"),
     ("linreg --out /dev/null/run", "argument --out: /dev/null/run cannot be used"),
@@ -888,7 +844,7 @@ def test_all_families_and_seeds_make_one_overview_and_are_run_but_once(runs, tmp
         shutil.copytree(runs[family], tmp_path / family / "skew0" / "seed0")
     monkeypatch.setattr(metadyn, "QUICK", TINY_RUNS)
     words = ["all", "--quick", "--seeds", "2", "--skew", "0", "1", "--out", str(tmp_path)]
-    assert metadyn.main(words) == 0 and (tmp_path / "levers.png").exists()
+    assert metadyn.main(words) == 0
     overview = (tmp_path / "overview.csv").read_text()
     for family in TINY_RUNS:
         a, b = (json.loads((tmp_path / family / "skew0" / seed / "summary.json").read_text())
@@ -907,11 +863,10 @@ def test_all_families_and_seeds_make_one_overview_and_are_run_but_once(runs, tmp
     ("nonlinreg", dict(batch=1, outer_steps=1, learner_steps=1, online_steps=1)),
     ("bandit", dict(contexts=1, core="attention", outer_optimizer="adam")),
     ("bandit", dict(actions=2, skew=1.0, learner_steps=1, outer_steps=1))])
-def test_other_settings_are_carried_out_without_a_warning(family, settings, tmp_path, drawings):
+def test_other_settings_are_carried_out_without_a_warning(family, settings, tmp_path):
     results = metadyn.run(family, out=tmp_path, **TINY_RUNS[family] | settings)
     for system in "learner", "meta", "bayes":
         assert np.isfinite(results[f"{system}/strength"]).all()
-    assert {"dynamics", "controls", "performance"} <= set(drawings)
 
 @pytest.mark.parametrize("family", TINY_RUNS)
 def test_a_quick_run_shows_the_claim(family, tmp_path):
@@ -944,39 +899,73 @@ def test_an_exercise_prints_what_its_answer_promises(code, about, promised, caps
 
 def test_the_other_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metadyn, "figures", FIGURES)
     for code in SNIPPETS:
         exec(code, {"__name__": "example"})
     assert len(ANSWERS) == 8 and len(SNIPPETS) == 2
 
-def overview_of(family, number, skew="0.0", file="overview.csv"):
-    """A number of the runs behind the README, as the README writes it: mean ± deviation."""
-    for row in csv.DictReader((HERE / "figures" / file).open(encoding="utf-8")):
-        if (row["family"], row["number"], row["skew"]) == (family, number, skew):
-            mean, sd = float(row["mean"]), float(row["sd"])
-            if number == "captured":
-                return f"{mean:.3f} ± {sd:.3f}"
-            return f"{metadyn.format_number(mean)} ± {metadyn.format_number(sd)}"
-    raise KeyError((family, number, skew, file))
+# what the README says, with <family number> for a number of the runs, and ± its deviation in tables
+TOLD = """
+The Learner's index is <linreg learner/staggering>
+and its concordance <linreg learner/concordance>
+The Meta-Learner's index is <linreg meta/staggering> and Bayes' is <linreg bayes/staggering>
+of latest to earliest is <linreg learner/within> for the Learner, <linreg meta/within>
+for the Meta-Learner and <linreg bayes/within>
+both have a concordance of <linreg meta/concordance>
+their log half-times correlate at <linreg follows_bayes/1>
+(strongest mode) to <linreg follows_bayes/5>
+*Knock-outs.* With one layer the index is <linreg one_layer/staggering>
+a large initialization it is <linreg large_start/staggering> (but <linreg large_start/within>
+On fresh tasks it captures κ = <linreg captured>
+at the last trial, its error above the noise is still <linreg last_excess>
+is as staggered as before (<linreg online/staggering>
+Bayes does, and is concurrent (<linreg fitted/staggering>
+and 1, Bayes' index is <nonlinreg bayes/staggering>, <nonlinreg@0.5 bayes/staggering>
+and <nonlinreg@1.0 bayes/staggering>, and the Meta-Learner's is <nonlinreg meta/staggering>
+<nonlinreg@0.5 meta/staggering> and <nonlinreg@1.0 meta/staggering>
+with a concordance of <nonlinreg@1.0 meta/concordance>
+<nonlinreg@1.0 bayes/concordance>
+at skew 1 Bayes has <linreg@1.0 bayes/staggering>
+and the Meta-Learner <linreg@1.0 meta/staggering>
+concurrent over its own steps (<linreg maml/staggering>
+trained at skew 1, staggered (<linreg@1.0 maml/staggering>
+its index is <nonlinreg learner/staggering> and its concordance <nonlinreg learner/concordance>
+ReLU, has no such preference (<nonlinreg fourier/staggering>
+Online (<nonlinreg online/staggering>) or fitted (<nonlinreg fitted/staggering>
+against Bayes' <nonlinreg bayes_as_fitted/staggering>
+The Meta-Learner's index is <nonlinreg meta/staggering> with κ = <nonlinreg captured>
+and Bayes' is <nonlinreg bayes/staggering>
+The Learner's index is <bandit learner/staggering>
+*Knock-out:* with a separate bias for each context it is <bandit own_biases/staggering>
+The Meta-Learner's is <bandit meta/staggering> and Bayes' is <bandit bayes/staggering>
+The Learner's concordance is <bandit learner/concordance>
+share an action would score <bandit ceiling/concordance>
+<linreg learner/staggering> | <nonlinreg learner/staggering> | <bandit learner/staggering>
+<linreg meta/staggering> | <nonlinreg meta/staggering> | <bandit meta/staggering>
+<linreg bayes/staggering> | <nonlinreg bayes/staggering> | <bandit bayes/staggering>
+<linreg meta/within> | <nonlinreg meta/within> | <bandit meta/within>
+<linreg one_layer/staggering> | <nonlinreg fourier/staggering> | <bandit own_biases/staggering>
+<linreg online/staggering> | <nonlinreg online/staggering> | <bandit online/staggering>
+<linreg fitted/staggering> | <nonlinreg fitted/staggering> | <bandit fitted/staggering>
+<linreg captured> | <nonlinreg captured> | <bandit captured>
+<linreg last_excess> | <nonlinreg last_excess> | both near 0
+"""
 
-def test_the_table_of_claims_is_that_of_the_runs():
-    section = README.split("## What holds")[1].split("**Objections**")[0]
-    rows = [re.findall(r"[-\d.]+ ± [-\d.]+", line) for line in section.splitlines()]
-    removed = dict(linreg="one_layer", nonlinreg="fourier", bandit="own_biases")
-    expected = [[overview_of(family, f"systems/{system or removed[family]}/{measure}")
-                 for family in TINY_RUNS] for system, measure in (
-        ("learner", "staggering"), ("meta", "staggering"), ("bayes", "staggering"),
-        ("meta", "within"), (None, "staggering"), ("online", "staggering"),
-        ("fitted", "staggering"))]
-    expected.append([overview_of(family, "captured") for family in TINY_RUNS]
-                    + [overview_of(family, "last_excess") for family in ("linreg", "nonlinreg")])
-    assert [row for row in rows if row] == expected
+def test_every_number_in_the_text_of_the_readme_is_that_of_the_runs():
+    runs = {}
+    for file in "overview", "dial":                       # eight seeds, and seed 11 with a skew
+        for row in csv.DictReader((HERE / f"figures/{file}.csv").open(encoding="utf-8")):
+            family = row["family"] + ("" if float(row["skew"]) == 0 else f"@{row['skew']}")
+            runs.setdefault((family, row["number"].removeprefix("systems/")), row)
 
-def test_the_dial_in_the_readme_is_that_of_the_runs():
-    section = " ".join(README.split("## Whose order")[1].split("## Waves")[0].split())
-    for system in "Bayes' index goes from", "The Meta-Learner's goes from":
-        name = "bayes" if "Bayes" in system else "meta"
-        means = [overview_of("nonlinreg", f"systems/{name}/staggering", skew, "skew.csv").split()[0]
-                 for skew in ("0.0", "0.5", "1.0")]
-        first, second, third = (re.escape(mean) for mean in means)
-        assert re.search(rf"{system} {first} .*?{second} .*?{third}", section)
+    def written(family, number, with_deviation):
+        row = runs[family, number]
+        form = "{:.3f}".format if number == "captured" else metadyn.format_number
+        bound = runs.get((family, number.replace("/staggering", "/lower_bound")), row)
+        words = "at least " if bound is not row and float(bound["mean"]) > 0 else ""
+        words += form(float(row["mean"]))
+        return words + f" ± {form(float(row['sd']))}" if with_deviation else words
+
+    text = " ".join(README.split())
+    for line in TOLD.strip().splitlines():
+        words = re.sub(r"<(\S+) (\S+)>", lambda m: written(*m.groups(), " | " in line), line)
+        assert words in text, words
