@@ -141,19 +141,23 @@ def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5
 def fitted_linear_network(x, y, trials, steps=1000, init_scale=1e-3, hidden=5, generator=None):
     """Trains a two-layer linear network to convergence on the first t trials of each episode, for
     each t in `trials` (Q,), from a small random start: L = 1/2 sum_{i < t} ||y_i - W_2 W_1 x_i||^2.
-    Each step is as long as the local curvature allows: the Hessian's largest eigenvalue is at most
-    ||X X^T|| (||W_1||^2 + ||W_2||^2) + ||dL/d(W_2 W_1)||, so no network diverges (ours).
+    Each step is as large as the local curvature allows: the Hessian's largest eigenvalue is at most
+    ||X X^T|| (||W_1||^2 + ||W_2||^2) + ||dL/d(W_2 W_1)||, so no network diverges (ours). Nesterov
+    momentum makes weak modes converge in `steps`, too.
     x: (..., T, Dx); y: (..., T, Dy). Returns the maps (Q, ..., Dy, Dx)."""
     x, y = x.double(), y.double()
     xx, yx = (torch.stack([z[..., :t, :].mT @ x[..., :t, :] for t in trials]) for z in (x, y))
     W1, W2 = initial_layers(yx, "random", init_scale, hidden, generator)
     largest = torch.linalg.matrix_norm(xx, 2, keepdim=True)
+    before1, before2 = W1, W2
     for _ in range(steps):
-        error = W2 @ W1 @ xx - yx
-        size = (W1.square().sum((-2, -1), True) + W2.square().sum((-2, -1), True)) * largest
+        V1, V2 = W1 + 0.95 * (W1 - before1), W2 + 0.95 * (W2 - before2)
+        error = V2 @ V1 @ xx - yx
+        size = (V1.square().sum((-2, -1), True) + V2.square().sum((-2, -1), True)) * largest
         size = size + torch.linalg.matrix_norm(error, keepdim=True)
         error = error / size.clamp_min(1e-12)             # the clamp is for t = 0, without data
-        W1, W2 = W1 - W2.mT @ error, W2 - error @ W1.mT
+        before1, before2 = W1, W2
+        W1, W2 = V1 - V2.mT @ error, V2 - error @ V1.mT
     return W2 @ W1
 
 def deep_linear_theory(s, u0, t):
@@ -249,9 +253,9 @@ def policy_gradient(correct, logits, lr, record, shared=True, rates=None):
     return torch.stack(probabilities)
 
 @torch.enable_grad()
-def fitted_policy(contexts, actions, rewards, trials, logits, lr=0.1, steps=200):
-    """Fits the policy softmax(W e_c + b) by maximum likelihood with Adam to whether the chosen
-    action paid, in the first t trials of each episode, for each t in `trials` (Q,). b is shared.
+def fitted_policy(contexts, actions, rewards, trials, logits):
+    """Fits the policy softmax(W e_c + b) by maximum likelihood, in 200 steps of Adam, to whether
+    the chosen action paid in the first t trials of each episode, for each t in `trials` (Q,).
     contexts, actions, rewards: (B, T); logits: where W starts, (Q, B, C, A). Returns the policies
     (Q, B, C, A)."""
     C, A = logits.shape[-2:]
@@ -260,8 +264,8 @@ def fitted_policy(contexts, actions, rewards, trials, logits, lr=0.1, steps=200)
     successes, failures = (torch.einsum("qt,bt,btca->qbca", seen, counted, played)
                            for counted in (rewards, 1 - rewards))
     W, b = logits.clone().requires_grad_(), torch.zeros_like(logits[..., :1, :]).requires_grad_()
-    opt = torch.optim.Adam([W, b], lr)
-    for _ in range(steps):
+    opt = torch.optim.Adam([W, b], lr=0.1)
+    for _ in range(200):
         log_policy = (W + b).log_softmax(-1)
         log_other = torch.log1p(-log_policy.exp().clamp_max(1 - 1e-6))
         opt.zero_grad()
@@ -278,14 +282,17 @@ class OnlineLearner:
         self.lr, self.init_std, self.generator = lr, init_std, generator
 
     def begin(self, n, distribution):
+        """Starts n episodes of a ContextualBandit."""
         shape = n, distribution.contexts, distribution.actions
         self.W = self.init_std * torch.randn(shape, generator=self.generator)
         self.b = torch.zeros(n, 1, distribution.actions)
 
     def policy(self):
+        """Action probabilities in every context: (B, C, A)."""
         return (self.W + self.b).softmax(-1)
 
     def observe(self, context, action, reward):
+        """Takes one step after a trial, (B,) each."""
         episode = torch.arange(len(context))
         score = -self.policy()[episode, context]          # gradient of log pi(action): e_a - pi
         score[episode, action] += 1

@@ -58,7 +58,7 @@ class Attention(nn.Module):
     """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
     outputs (B, T, H) and the state, here all keys and values so far, (layers, B, t, H) each, and
     the last input (1, B, H). Each input is shown together with the one before, so x_{t-1} meets its
-    y_{t-1}. Without that, positions would have to be learned first, and waves are not learned."""
+    y_{t-1}. Without that, with learned positions or none, waves are hardly learned (ours)."""
 
     def __init__(self, hidden, layers):
         super().__init__()
@@ -122,10 +122,12 @@ class MetaLearner(Network):
         self.encode = distribution.encode
 
     def predict(self, x, y):
+        """Its guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy)."""
         x, y = self.encode(x.to(self.device())), y.to(self.device())
         return self(torch.cat([x, shift_right(y)[:, :-1]], -1))[0]
 
     def probe(self, x, y, xq):
+        """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
         x, y, xq = (z.to(self.device()) for z in (x, y, xq))
         x, xq, before = self.encode(x), self.encode(xq), shift_right(y)
         B, T, Q = len(x), x.shape[1], len(xq)
@@ -159,11 +161,12 @@ class MetaAgent(Network):
         self.contexts, self.actions, self.entropy = C, A, entropy
 
     def begin(self, n, distribution):
+        """Starts n episodes."""
         self.state = None
         self.previous = torch.zeros(n, self.contexts + self.actions + 1)
 
     def policy(self):
-        """Asks in every context, from the state before this trial."""
+        """Action probabilities in every context, from the state before this trial: (B, C, A)."""
         C, B = self.contexts, len(self.previous)
         episode = torch.arange(B).repeat_interleave(C)
         inputs = torch.cat([torch.eye(C).repeat(B, 1), self.previous[episode]], -1)

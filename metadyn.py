@@ -506,7 +506,7 @@ def summarize(results):
     if "outer_loop/equal" in arrays:
         equal = arrays["outer_loop/equal"].mean((2, 3))
         outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
-    pair = arrays["meta/strength"], arrays["bayes/strength"], arrays["meta/time"]
+    pair = arrays["meta/strength"], *results.tensors("bayes")
     return dict(
         systems={system: learners.describe(*results.tensors(system))
                  for system in results.systems()},
@@ -514,6 +514,8 @@ def summarize(results):
         captured_ci=captured_ci,
         last_excess=(meta_excess / bayes_excess).item(),
         follows_bayes=learners.half_time_correlation(*pair).tolist(),
+        fitted_follows_bayes=learners.half_time_correlation(
+            arrays["fitted/strength"], *results.tensors("bayes_as_fitted")).tolist(),
         against_bayes=learners.half_time_ratio(*pair).tolist(),
         r_squared=arrays["probe/meta"].tolist(),
         outer_loop=outer_loop,

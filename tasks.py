@@ -94,9 +94,11 @@ class NeverLearns:
     """Always guesses zero, which is the mean of every distribution here."""
 
     def predict(self, x, y):
+        """Zeros (B, T, Dy)."""
         return torch.zeros_like(y)
 
     def probe(self, x, y, xq):
+        """Zeros (B, T + 1, Q, Dy)."""
         return y.new_zeros(len(y), y.shape[1] + 1, len(xq), y.shape[2])
 
 class Bayes:
@@ -129,11 +131,13 @@ class Bayes:
         return torch.stack(means, 1), torch.stack(covariances, 1)
 
     def predict(self, x, y):
+        """Posterior mean of y_t before it is seen: (B, T, Dy)."""
         M, _ = self.posterior(x, y)
         phi = self.distribution.features(x.double())
         return (M[:, :-1] @ phi[..., None])[..., 0].to(x)
 
     def probe(self, x, y, xq):
+        """Posterior mean at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
         M, _ = self.posterior(x, y)
         return (self.distribution.features(xq.double()) @ M.mT).to(x)
 
@@ -263,7 +267,7 @@ class ContextualBandit:
 
     def episodes(self, correct, generator):
         """Draws one episode for each task in correct (B, C). Returns the tasks, the contexts
-        (B, T), and uniform numbers on [0, 1) that will decide the actions (B, T)."""
+        (B, T), and uniform numbers (B, T), from which the agent's actions are sampled."""
         B, T = len(correct), self.trials
         contexts = torch.multinomial(self.rates, B * T, replacement=True, generator=generator)
         return correct, contexts.view(B, T), torch.rand(B, T, generator=generator)
@@ -348,19 +352,21 @@ class UniformAgent:
     """Never learns: it chooses every action with the same probability."""
 
     def begin(self, n, distribution):
+        """Starts n episodes of a ContextualBandit."""
         self.possible = torch.ones(n, distribution.contexts, distribution.actions)
 
     def policy(self):
+        """Action probabilities in every context: (B, C, A)."""
         return self.possible / self.possible.sum(-1, keepdim=True)
 
     def observe(self, context, action, reward):
-        pass
+        """Ignores the trial."""
 
 class BayesAgent(UniformAgent):
-    """The Bayes-optimal policy: uniform over the actions that can still be correct. A failure rules
-    its action out, and a success rules out all others."""
+    """The Bayes-optimal policy: uniform over the actions that can still be correct."""
 
     def observe(self, context, action, reward):
+        """A failure rules its action out, and a success rules out all others; (B,) each."""
         episode = torch.arange(len(context))
         tried = one_hot(action, self.possible.shape[-1]).float()
         left = self.possible[episode, context] * (1 - tried)
