@@ -285,20 +285,20 @@ class OnlineLearner:
         """Starts n episodes of a ContextualBandit."""
         shape = n, distribution.contexts, distribution.actions
         self.W = self.init_std * torch.randn(shape, generator=self.generator)
-        self.b = torch.zeros(n, 1, distribution.actions)
+        self.b = torch.zeros(n, distribution.actions)
 
-    def policy(self):
-        """Action probabilities in every context: (B, C, A)."""
-        return (self.W + self.b).softmax(-1)
+    def policy(self, context):
+        """Action probabilities in a context (B,): (B, A)."""
+        return (self.W[torch.arange(len(context)), context] + self.b).softmax(-1)
 
     def observe(self, context, action, reward):
         """Takes one step after a trial, (B,) each."""
         episode = torch.arange(len(context))
-        score = -self.policy()[episode, context]          # gradient of log pi(action): e_a - pi
+        score = -self.policy(context)                     # gradient of log pi(action): e_a - pi
         score[episode, action] += 1
         step = self.lr * reward[:, None] * score
         self.W[episode, context] += step
-        self.b[:, 0] += step
+        self.b += step
 
 # ------------------------------------------------------------ measures, the same for all systems
 def half_time(strength, time):

@@ -162,44 +162,22 @@ class MetaAgent(Network):
 
     def begin(self, n, distribution):
         """Starts n episodes."""
-        self.state = None
-        self.previous = torch.zeros(n, self.contexts + self.actions + 1)
+        self.state, self.previous = None, torch.zeros(n, self.contexts + self.actions + 1)
 
-    def policy(self):
-        """Action probabilities in every context, from the state before this trial: (B, C, A)."""
-        C, B = self.contexts, len(self.previous)
-        episode = torch.arange(B).repeat_interleave(C)
-        inputs = torch.cat([torch.eye(C).repeat(B, 1), self.previous[episode]], -1)
-        state = select_states(self.state, episode.to(self.device()))
-        outputs, self.branches = self(inputs[:, None].to(self.device()), state)
-        return outputs[:, 0, :-1].softmax(-1).view(B, C, -1).cpu()
+    def policy(self, context):
+        """Action probabilities in a context (B,), from the state before this trial: (B, A)."""
+        inputs = torch.cat([torch.eye(self.contexts)[context], self.previous], -1)[:, None]
+        outputs, self.next_state = self(inputs.to(self.device()), self.state)
+        return outputs[:, 0, :-1].softmax(-1).cpu()
 
     def observe(self, context, action, reward):
-        """Continues from the branch in which the actual context (B,) was shown."""
-        branch = torch.arange(len(context)) * self.contexts + context
-        self.state = select_states(self.branches, branch.to(self.device()))
-        self.previous = self.trial(context, action, reward)
+        """Ends a trial in the context that was asked last, (B,) each."""
+        self.state, self.previous = self.next_state, self.encode_trial(context, action, reward)
 
-    def trial(self, context, action, reward):
-        """Encodes a finished trial, (B,) each: (B, C + A + 1)."""
+    def encode_trial(self, context, action, reward):
+        """Encodes finished trials, (B,) or (B, T) each: (..., C + A + 1)."""
         one_hots = torch.eye(self.contexts)[context], torch.eye(self.actions)[action]
-        return torch.cat([*one_hots, reward[:, None]], -1)
-
-    @torch.no_grad()
-    def roll_out(self, correct, contexts, uniforms):
-        """Plays episodes in the given contexts: inputs (B, T, Din), actions, rewards (B, T)."""
-        answers = correct.gather(1, contexts)                               # (B, T)
-        shown = torch.eye(self.contexts)[contexts]                          # (B, T, C)
-        previous = torch.zeros(len(correct), self.contexts + self.actions + 1)
-        state, record = None, []
-        for t in range(contexts.shape[1]):
-            inputs = torch.cat([shown[:, t], previous], -1)
-            outputs, state = self(inputs[:, None].to(self.device()), state)
-            action = tasks.sample_actions(outputs[:, 0, :-1].softmax(-1).cpu(), uniforms[:, t])
-            reward = (action == answers[:, t]).float()
-            previous = self.trial(contexts[:, t], action, reward)
-            record.append((inputs, action, reward))
-        return [torch.stack(part, 1) for part in zip(*record)]
+        return torch.cat([*one_hots, reward[..., None]], -1)
 
     def loss(self, distribution, batch, generator, progress):
         """A loss whose gradient is a policy gradient, with a learned baseline b and an entropy
@@ -210,7 +188,10 @@ class MetaAgent(Network):
         the same, because in these bandits what is best now is best for later."""
         episodes = distribution.episodes(distribution.sample(batch, generator), generator)
         # play trial by trial without a graph, then compute all trials at once with one
-        inputs, action, reward = (part.to(self.device()) for part in self.roll_out(*episodes))
+        action, reward, _ = distribution.play(self, *episodes)
+        context, trials = episodes[1], self.encode_trial(episodes[1], action, reward)
+        inputs = torch.cat([torch.eye(self.contexts)[context], shift_right(trials)[:, :-1]], -1)
+        inputs, action, reward = (part.to(self.device()) for part in (inputs, action, reward))
         outputs, _ = self(inputs)
         log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
         advantage = reward - baseline

@@ -317,7 +317,8 @@ def bandit(config, checkpoint):
     results.phase("fitted Learners")
     trials, few = meta.spaced_steps(1, config.trials, 12), config.fitted_episodes
     renamed, contexts, uniforms = (part[:, :few].flatten(0, 1) for part in episodes)
-    rewards, J, actions = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms)
+    actions, rewards, J = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms,
+                                            probe=True)
     logits = config.init_std * torch.randn(
         len(trials), len(renamed), *size, generator=generator_for(config, "learners"))
     policies = learners.fitted_policy(contexts, actions, rewards, trials, logits)

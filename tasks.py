@@ -253,8 +253,9 @@ class ContextualBandit:
     comes with probability proportional to k^-skew. Second-hand notes give Rabinowitz's bandit as
     5 contexts and 5 actions; 60 trials are our choice.
 
-    A predictor is an agent: begin(B, distribution) starts B episodes; policy() gives probabilities
-    (B, C, A) of actions in all contexts; observe(context, action, reward), (B,) each, ends a trial.
+    A predictor is an agent: begin(B, distribution) starts B episodes; policy(context) gives the
+    probabilities of actions (B, A) in a context (B,), and changes nothing that the agent has learned;
+    observe(context, action, reward), (B,) each, ends a trial in the context that was asked last.
     """
 
     def __init__(self, contexts=5, actions=5, trials=60, skew=0.0):
@@ -287,21 +288,23 @@ class ContextualBandit:
         return order.gather(-1, correct[:, None].expand(-1, n, -1))
 
     @torch.no_grad()
-    def play(self, agent, correct, contexts, uniforms):
-        """Lets an agent play episodes from `episodes`. Returns its rewards (B, T), the probability
-        J of the correct action in every context (B, T + 1, C), and its actions (B, T)."""
-        episode = torch.arange(len(correct))
-        rewards, probabilities, actions = [], [], []
+    def play(self, agent, correct, contexts, uniforms, probe=False):
+        """Lets an agent play episodes from `episodes`. Returns its actions and rewards (B, T), and
+        J (B, T + 1, C): the probability of the correct action in every context, before each trial
+        and after the last, or None without `probe`."""
+        answers, actions, rewards, J = correct.gather(1, contexts), [], [], []
         agent.begin(len(correct), self)
         for t in range(self.trials + 1):
-            policy = agent.policy()
-            probabilities.append(policy.gather(-1, correct[..., None])[..., 0])
+            if probe:
+                J.append(torch.cat([
+                    agent.policy(torch.full_like(answers[:, 0], c)).gather(1, correct[:, c, None])
+                    for c in range(self.contexts)], 1))
             if t < self.trials:
-                context = contexts[:, t]
-                actions.append(sample_actions(policy[episode, context], uniforms[:, t]))
-                rewards.append((actions[-1] == correct[episode, context]).float())
-                agent.observe(context, actions[-1], rewards[-1])
-        return [torch.stack(part, 1) for part in (rewards, probabilities, actions)]
+                policy = agent.policy(contexts[:, t])
+                actions.append(sample_actions(policy, uniforms[:, t]))
+                rewards.append((actions[-1] == answers[:, t]).float())
+                agent.observe(contexts[:, t], actions[-1], rewards[-1])
+        return torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(J, 1) if J else None
 
     def evaluation_episodes(self, correct, n, generator):
         """Draws n episodes a task: renamed tasks (N, n, C), contexts and uniforms (N, n, T)."""
@@ -311,14 +314,14 @@ class ContextualBandit:
 
     def score(self, agent, correct, contexts, uniforms):
         """Reward of each episode and trial: (B, T)."""
-        return in_chunks(lambda *episodes: self.play(agent, *episodes)[0],
+        return in_chunks(lambda *episodes: self.play(agent, *episodes)[1],
                          correct, contexts, uniforms, size=2048)
 
     def inner_loop(self, agent, renamed, contexts, uniforms):
         """Measures what an agent has learned, on episodes from `evaluation_episodes`. Returns
         strengths (T + 1, N, E, C) and R^2 = 1 (T + 1,), because a policy is read directly."""
         flat = [part.flatten(0, 1) for part in (renamed, contexts, uniforms)]
-        J = in_chunks(lambda *episodes: self.play(agent, *episodes)[1], *flat, size=2048)
+        J = in_chunks(lambda *episodes: self.play(agent, *episodes, probe=True)[2], *flat, size=2048)
         strength = self.strength(J).unflatten(0, renamed.shape[:2]).movedim(2, 0)
         return strength, torch.ones(len(strength))
 
@@ -355,9 +358,10 @@ class UniformAgent:
         """Starts n episodes of a ContextualBandit."""
         self.possible = torch.ones(n, distribution.contexts, distribution.actions)
 
-    def policy(self):
-        """Action probabilities in every context: (B, C, A)."""
-        return self.possible / self.possible.sum(-1, keepdim=True)
+    def policy(self, context):
+        """Action probabilities in a context (B,): (B, A)."""
+        possible = self.possible[torch.arange(len(context)), context]
+        return possible / possible.sum(-1, keepdim=True)
 
     def observe(self, context, action, reward):
         """Ignores the trial."""
