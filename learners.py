@@ -365,15 +365,6 @@ def ranks(values):
     tied = values[..., None, :] == values[..., :, None]
     return before.double().sum(-1) + (tied.double().sum(-1) - 1) / 2
 
-def rank_shares(half_times):
-    """How often a mode (row) is learned first, second, … (column), in half-times (..., K), tied
-    modes sharing their ranks equally: (K, K)."""
-    h = half_times.nan_to_num(nan=-torch.inf, posinf=torch.inf).flatten(0, -2)[..., None]
-    first = (h.mT < h).sum(-1, keepdim=True)                        # (n, K, 1)
-    tied = (h.mT == h).sum(-1, keepdim=True)
-    rank = torch.arange(h.shape[1])
-    return (((rank >= first) & (rank < first + tied)) / tied).mean(0)
-
 def concordance(strength, time):
     """How much of the order of learning all repeats of a task share: the rank correlation of their
     half-times over all pairs, (N,). 1 is the same order every time, 0 is chance. It is (E W - 1) /

@@ -46,13 +46,10 @@ class Network(nn.Module):
                     nn.init.uniform_(p, -fan ** -0.5, fan ** -0.5, generator=generator)
 
     def forward(self, inputs, state=None):
-        """inputs (B, T, Din) and state to outputs (B, T, Dout) and new state, as in nn.LSTM."""
-        h, state = self.core(self.encoder(inputs), state)
+        """inputs (B, T, Din), on any device, and state to outputs (B, T, Dout) and new state, on
+        the device of the weights, as in nn.LSTM."""
+        h, state = self.core(self.encoder(inputs.to(self.head.weight.device)), state)
         return self.head(self.decoder(h)), state
-
-    def device(self):
-        """The device of the weights."""
-        return self.head.weight.device
 
 class Attention(nn.Module):
     """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
@@ -103,10 +100,6 @@ class Block(nn.Module):
         h = h + self.out(attended.transpose(1, 2).flatten(2))
         return h + self.down(self.up(self.norms[1](h)).relu()), key, value
 
-def select_states(state, episodes):
-    """The states of these episodes (n,), which may repeat, from a batch's; None stays None."""
-    return None if state is None else tuple(part[:, episodes] for part in state)
-
 # ---------------------------------------------------------------- Meta-Learners
 def shift_right(y):
     """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""
@@ -123,20 +116,18 @@ class MetaLearner(Network):
 
     def predict(self, x, y):
         """Its guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy)."""
-        x, y = self.encode(x.to(self.device())), y.to(self.device())
-        return self(torch.cat([x, shift_right(y)[:, :-1]], -1))[0]
+        return self(torch.cat([self.encode(x), shift_right(y)[:, :-1]], -1))[0]
 
     def probe(self, x, y, xq):
         """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
-        x, y, xq = (z.to(self.device()) for z in (x, y, xq))
         x, xq, before = self.encode(x), self.encode(xq), shift_right(y)
         B, T, Q = len(x), x.shape[1], len(xq)
-        copies = torch.arange(B, device=xq.device).repeat_interleave(Q)
         answers, state = [], None
         for t in range(T + 1):
             # ask at every query point, each from a copy of the frozen state
-            asked = torch.cat([xq.repeat(B, 1), before[copies, t]], -1)[:, None]
-            answers.append(self(asked, select_states(state, copies))[0].view(B, Q, -1))
+            asked = torch.cat([xq.repeat(B, 1), before[:, t].repeat_interleave(Q, 0)], -1)[:, None]
+            copies = state and tuple(part.repeat_interleave(Q, 1) for part in state)
+            answers.append(self(asked, copies)[0].view(B, Q, -1))
             # then let the real trial change the state
             if t < T:
                 _, state = self(torch.cat([x[:, t, None], before[:, t, None]], -1), state)
@@ -167,7 +158,7 @@ class MetaAgent(Network):
     def policy(self, context):
         """Action probabilities in a context (B,), from the state before this trial: (B, A)."""
         inputs = torch.cat([torch.eye(self.contexts)[context], self.previous], -1)[:, None]
-        outputs, self.next_state = self(inputs.to(self.device()), self.state)
+        outputs, self.next_state = self(inputs, self.state)
         return outputs[:, 0, :-1].softmax(-1).cpu()
 
     def observe(self, context, action, reward):
@@ -191,8 +182,8 @@ class MetaAgent(Network):
         action, reward, _ = distribution.play(self, *episodes)
         context, trials = episodes[1], self.encode_trial(episodes[1], action, reward)
         inputs = torch.cat([torch.eye(self.contexts)[context], shift_right(trials)[:, :-1]], -1)
-        inputs, action, reward = (part.to(self.device()) for part in (inputs, action, reward))
         outputs, _ = self(inputs)
+        action, reward = action.to(outputs.device), reward.to(outputs.device)
         log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
         advantage = reward - baseline
         chosen = log_policy.gather(-1, action[..., None])[..., 0]

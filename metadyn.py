@@ -14,14 +14,14 @@ line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and log
 import argparse
 import csv
 import ctypes
+import itertools
 import json
 import math
-import operator
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,91 +32,55 @@ import plots
 import tasks
 
 # ---------------------------------------------------------------- settings
-SMALLEST = 1e-9                                           # a lower bound that means "more than 0"
+POSITIVE = 1e-9                                           # a lower bound that means "more than 0"
+SETTINGS = dict(                                          # type or choices, lower bound, help
+    seeds=(int, 1, "how many seeds, in a run each"),
+    seed=(int, 0, "seed of all random numbers, or the first of several"),
+    device=(("auto", "cpu", "cuda", "mps"), None, "for the Meta-Learner"),
+    skew=(float, 0, "how strongly the task distribution prefers the first modes"),
+    core=(("lstm", "attention"), None, "core of the Meta-Learner"),
+    hidden=(int, 1, "units of the core"),
+    layers=(int, 1, "layers of the core"),
+    encoder_width=(int, 0, "ReLU units before the core, 0 for none"),
+    outer_steps=(int, 1, "updates of the Meta-Learner's weights"),
+    batch=(int, 1, "episodes in an outer step"),
+    outer_optimizer=(("muon", "adam"), None, "optimizer of the outer loop"),
+    muon_lr=(float, POSITIVE, "peak learning rate of Muon, for the core's matrices"),
+    adam_lr=(float, POSITIVE, "peak learning rate of Adam, for the rest or for all"),
+    entropy=(float, 0, "initial weight of the entropy bonus, which falls to zero"),
+    trials=(int, 2, "trials in an episode"),
+    noise=(float, 0, "standard deviation of the noise on y"),
+    singular_values=(float, POSITIVE, "of the evaluation tasks"),
+    frequencies=(int, 2, "the task distribution has frequencies 1 to this"),
+    contexts=(int, 1, "contexts"),
+    actions=(int, 2, "actions in each context"),
+    eval_tasks=(int, 2, "evaluation tasks, the same for every system"),
+    eval_episodes=(int, 2, "episodes of each evaluation task"),
+    test_tasks=(int, 2, "held-out tasks on which κ is measured"),
+    learner_inits=(int, 1, "initializations of the Learner for each task"),
+    learner_lr=(float, POSITIVE, "step size of the Learner (of Adam, for ReLU networks)"),
+    learner_steps=(int, 1, "gradient steps of the Learner, and trials of the bandit's online one"),
+    online_steps=(int, 1, "trials of the online Learner, one a step"),
+    learner_hidden=(int, 1, "hidden units of the Learner, in each layer"),
+    init_scale=(float, POSITIVE, "strength of each mode at the start of the Learner"),
+    init_std=(float, 0, "standard deviation of the Learner's initial logits"),
+    fitted_episodes=(int, 1, "episodes of each task for the fitted Learner"))
 
-def option(default, help, low=0, choices=None):
-    """A setting: its default, its help text, and its valid range (at least `low`), or choices."""
-    rules = dict(help=help, low=low, choices=choices)
-    return field(default_factory=lambda: default, metadata=rules)
-
-@dataclass
-class Config:
-    """Settings that all families share."""
-    seed: int = option(0, "seed of all random numbers")
-    device: str = option("auto", "for the Meta-Learner", choices=["auto", "cpu", "cuda", "mps"])
-    core: str = option("lstm", "core of the Meta-Learner", choices=["lstm", "attention"])
-    hidden: int = option(128, "units of the core", 1)
-    layers: int = option(2, "layers of the core", 1)
-    encoder_width: int = option(0, "ReLU units before the core, 0 for none")
-    batch: int = option(128, "episodes in an outer step", 1)
-    outer_steps: int = option(3600, "updates of the Meta-Learner's weights", 1)
-    outer_optimizer: str = option("muon", "optimizer of the outer loop", choices=["muon", "adam"])
-    muon_lr: float = option(0.045, "peak learning rate of Muon, for the core's matrices", SMALLEST)
-    adam_lr: float = option(0.006, "peak learning rate of Adam, for the rest or for all", SMALLEST)
-    skew: float = option(0, "how strongly the task distribution prefers the first modes")
-    eval_tasks: int = option(16, "evaluation tasks, the same for every system", 2)
-    eval_episodes: int = option(256, "episodes of each evaluation task", 2)
-    test_tasks: int = option(4096, "held-out tasks on which κ is measured", 2)
-    learner_inits: int = option(8, "initializations of the Learner for each task", 1)
-
-    def __post_init__(self):
-        if self.device == "auto":                         # mps has never been run: on request only
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-
-@dataclass
-class Linreg(Config):
-    """Linear regression: the singular modes of a linear map."""
-    singular_values: list = option([1.6, 1.2, 0.9, 0.6, 0.3], "of the evaluation tasks", SMALLEST)
-    noise: float = option(0.1, "standard deviation of the noise on y")
-    trials: int = option(20, "trials in an episode", 2)
-    learner_lr: float = option(0.02, "step size of the Learner", SMALLEST)
-    learner_steps: int = option(1500, "gradient steps of the Learner", 1)
-    learner_hidden: int = option(5, "hidden units of the Learner", 1)
-    init_scale: float = option(1e-3, "strength of each mode at the start of the Learner", SMALLEST)
-    fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
-
-@dataclass
-class Nonlinreg(Config):
-    """Nonlinear regression: the frequencies of a function on the circle."""
-    frequencies: int = option(5, "the task distribution has frequencies 1 to this", 2)
-    noise: float = option(0.1, "standard deviation of the noise on y")
-    trials: int = option(40, "trials in an episode", 2)
-    encoder_width: int = option(64, "ReLU units before the core, 0 for none")
-    muon_lr: float = option(0.06, "peak learning rate of Muon, for the core's matrices", SMALLEST)
-    adam_lr: float = option(0.005, "peak learning rate of Adam, for the rest or for all", SMALLEST)
-    outer_steps: int = option(3000, "updates of the Meta-Learner's weights", 1)
-    eval_tasks: int = option(8, "evaluation tasks, the same for every system", 2)
-    learner_lr: float = option(3e-3, "learning rate of the Learner (Adam)", SMALLEST)
-    learner_steps: int = option(800, "gradient steps of the Learner", 1)
-    learner_hidden: int = option(64, "units in each of the Learner's four hidden layers", 1)
-    online_steps: int = option(8000, "trials of the online Learner, one a step", 1)
-    fitted_episodes: int = option(12, "episodes of each task for the fitted Learner", 1)
-
-@dataclass
-class Bandit(Config):
-    """Contextual bandits: the correct action in each context."""
-    contexts: int = option(5, "contexts", 1)
-    actions: int = option(5, "actions in each context", 2)
-    trials: int = option(60, "trials in an episode", 2)
-    hidden: int = option(96, "units of the core", 1)
-    layers: int = option(1, "layers of the core", 1)
-    batch: int = option(256, "episodes in an outer step", 1)
-    outer_steps: int = option(1000, "updates of the Meta-Learner's weights", 1)
-    muon_lr: float = option(0.05, "peak learning rate of Muon, for the core's matrices", SMALLEST)
-    adam_lr: float = option(0.02, "peak learning rate of Adam, for the rest or for all", SMALLEST)
-    eval_tasks: int = option(64, "evaluation tasks, the same for every system", 2)
-    entropy: float = option(0.02, "initial weight of the entropy bonus, which falls to zero")
-    learner_lr: float = option(0.5, "step size of the Learner", SMALLEST)
-    learner_steps: int = option(2000, "gradient steps of the Learner, and trials online", 1)
-    learner_inits: int = option(32, "initializations of the Learner for each task", 1)
-    init_std: float = option(0.1, "standard deviation of the Learner's initial logits")
-    fitted_episodes: int = option(16, "episodes of each task for the fitted Learner", 1)
-
-ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
-ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)       # where --core attention differs
-ATTENTION = dict(                                         # and where it differs by family
-    linreg=dict(outer_steps=2200), nonlinreg=dict(outer_steps=2000),
-    bandit=dict(outer_steps=260))
+COMMON = dict(seed=0, device="auto", skew=0.0, core="lstm", hidden=128, layers=2, encoder_width=0,
+              batch=128, outer_optimizer="muon", eval_episodes=256, test_tasks=4096)
+DEFAULTS = dict(
+    linreg=COMMON | dict(
+        outer_steps=3600, muon_lr=0.045, adam_lr=0.006, trials=20, noise=0.1, eval_tasks=16,
+        singular_values=[1.6, 1.2, 0.9, 0.6, 0.3], learner_inits=8, learner_lr=0.02,
+        learner_steps=1500, learner_hidden=5, init_scale=1e-3, fitted_episodes=16),
+    nonlinreg=COMMON | dict(
+        outer_steps=3000, muon_lr=0.06, adam_lr=0.005, encoder_width=64, trials=40, noise=0.1,
+        frequencies=5, eval_tasks=8, learner_inits=8, learner_lr=3e-3, learner_steps=800,
+        online_steps=8000, learner_hidden=64, fitted_episodes=12),
+    bandit=COMMON | dict(
+        hidden=96, layers=1, batch=256, outer_steps=1000, muon_lr=0.05, adam_lr=0.02, entropy=0.02,
+        trials=60, contexts=5, actions=5, eval_tasks=64, learner_inits=32, learner_lr=0.5,
+        learner_steps=2000, init_std=0.1, fitted_episodes=16))
 QUICK = dict(                                             # where --quick differs
     linreg=dict(singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800,
@@ -126,11 +90,16 @@ QUICK = dict(                                             # where --quick differ
                    online_steps=3000, fitted_episodes=6),
     bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=800,
                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800))
+ATTENTION = dict(                                         # where --core attention differs
+    linreg=dict(outer_steps=2200), nonlinreg=dict(outer_steps=2000), bandit=dict(outer_steps=260))
+ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)
+ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
 
 # ---------------------------------------------------------------- the three experiments
 def linreg(config, checkpoint):
     """Linear regression: the singular modes of a linear map, after Saxe et al. 2013."""
-    results = Results(config, [f"s = {s:g}" for s in config.singular_values], config.noise ** 2)
+    results = Results(config, modes=[f"s = {s:g}" for s in config.singular_values],
+                      best=config.noise ** 2)
     spectrum = torch.tensor(config.singular_values)
     distribution = tasks.LinearRegression(
         len(spectrum), config.noise, config.trials, config.skew)
@@ -206,32 +175,28 @@ def linreg(config, checkpoint):
     for scale in results["ood/scale"].tolist():
         test = distribution.episodes((scale * W).repeat_interleave(64, 0),
                                      generator_for(config, "ood"))
-        captured.append(learners.captured_fraction(
-            *(distribution.score(each, *test).mean().item() for each in predictors.values())))
+        captured.append(captured_on(test, distribution, predictors))
     results["ood/captured"] = captured
     return results
 
 def nonlinreg(config, checkpoint):
     """Nonlinear regression: the frequencies of a function, after Rahaman et al. 2018."""
     band = range(1, config.frequencies + 1)
-    results = Results(config, [f"k = {k}" for k in band], config.noise ** 2)
+    results = Results(config, modes=[f"k = {k}" for k in band], best=config.noise ** 2)
     distribution = tasks.FourierRegression(band, config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
     points, lr, inits = max(64, 4 * len(band)), config.learner_lr, config.learner_inits
     circle = torch.arange(points) / points
 
-    # Learners: ReLU networks, on tasks of equal amplitudes and of amplitudes that rise with k
+    # Learner: a ReLU network
     results.phase("Learners")
     record = evenly_spaced(config.learner_steps, 200)
-    rising = torch.tensor(band) / torch.tensor(band).double().square().mean().sqrt()
-    for system, targets in ("learner", W), ("rising", W * rising.float().repeat(2)):
-        y = (distribution.features(circle[:, None]) @ targets.mT).mT.expand(-1, inits, -1)
-        f = learners.relu_network(circle.expand(y.shape), y, lr, record,
-                                  hidden=config.learner_hidden,
-                                  generator=generator_for(config, "learners"))
-        results.add(system, record, read_waves(distribution, f, circle, targets))
+    y = (distribution.features(circle[:, None]) @ W.mT).mT.expand(-1, inits, -1)
+    f = learners.relu_network(circle.expand(y.shape), y, lr, record, hidden=config.learner_hidden,
+                              generator=generator_for(config, "learners"))
+    results.add("learner", record, read_waves(distribution, f, circle, W))
 
-    # their cause removed: one linear layer on the Fourier features, step size 0.01
+    # its cause removed: one linear layer on the Fourier features, step size 0.01
     targets, record = W[:, None].expand(-1, inits, -1, -1), range(301)
     maps = learners.linear_network(targets, 0.01, record, "one layer",
                                    generator=generator_for(config, "learners"))
@@ -272,7 +237,7 @@ def nonlinreg(config, checkpoint):
 
 def bandit(config, checkpoint):
     """Contextual bandits: the correct action in each context, after Schaul et al. 2019."""
-    results = Results(config, [f"context {c + 1}" for c in range(config.contexts)], best=1.0)
+    results = Results(config, modes=[f"context {c + 1}" for c in range(config.contexts)], best=1.0)
     size = config.contexts, config.actions
     distribution = tasks.ContextualBandit(*size, config.trials, config.skew)
     correct = distribution.evaluation_tasks(
@@ -357,13 +322,15 @@ class Results(dict):
     probe/SYSTEM (T + 1,)                              R^2 of the probe
     performance/SYSTEM (n, T), best ()                 loss or reward on new tasks, best possible
     outer_loop/step (P,), strength (P, N, E, K), captured (P,), equal (P, K, E, K)
+    modes (K,)                                         their names
     ood/scale (S,), captured (S,)                      κ on larger and smaller tasks
-    Attributes: config, modes; of a complete run also summary and folder.
+    Attributes: config; of a complete run also summary and folder.
     """
 
-    def __init__(self, config, modes=(), best=0.0):
-        self.config, self.modes, self.begun = config, modes, time.perf_counter()
-        self["best"] = best
+    def __init__(self, config, **arrays):
+        self.config, self.begun = config, time.perf_counter()
+        for name, values in arrays.items():
+            self[name] = values
 
     def __setitem__(self, name, values):
         if isinstance(values, torch.Tensor):
@@ -397,7 +364,7 @@ class Results(dict):
         return self[f"{system}/time"], strength.mean(1), stderr
 
     def __repr__(self):
-        modes = "".join(f"{k + 1:6}" for k in range(len(self.modes)))
+        modes = "".join(f"{k + 1:6}" for k in range(len(self["modes"])))
         lines = ["Half-time of each mode; index: latest over earliest, of averages over repeats",
                  "[± 2 standard errors], and within a repeat; concordance: 1 same order, 0 chance",
                  "", f"{'':32}{modes}  index               within  concordance"]
@@ -405,9 +372,8 @@ class Results(dict):
             name = "{} ({})".format(*SYSTEMS[system])
             half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
             low, high = map(format_number, row["staggering_ci"])
-            bound = ">" if row["lower_bound"] else ""
-            index = f"{bound}{format_number(row['staggering'])} [{low}, {high}]"
-            lines.append(f"{name:32}{half_times}  {index:20}{format_number(row['within']):>6}"
+            lines.append(f"{name:32}{half_times}  {f'{index_of(row)} [{low}, {high}]':20}"
+                         f"{format_number(row['within']):>6}"
                          f"{format_number(row['concordance']):>13}")
         captured, (low, high) = self.summary["captured"], self.summary["captured_ci"]
         excess = format_number(self.summary["last_excess"])
@@ -420,9 +386,9 @@ class Results(dict):
 
 def new_meta_learner(config, distribution, kind, **more):
     """An untrained Meta-Learner; kind is meta.MetaLearner or meta.MetaAgent."""
-    model = kind(distribution, config.hidden, config.layers,
-                 generator_for(config, "initialization"), config.core,
-                 config.encoder_width, **more)
+    generator = generator_for(config, "initialization")
+    model = kind(distribution, config.hidden, config.layers, generator, core=config.core,
+                 encoder_width=config.encoder_width, **more)
     return model.to(config.device)
 
 def read_waves(distribution, f, at, W):
@@ -431,23 +397,23 @@ def read_waves(distribution, f, at, W):
     fit, _, _ = distribution.fit(f[..., None], at[:, None])
     return distribution.strength(fit, W[:, None])
 
+def captured_on(episodes, distribution, predictors):
+    """κ on some episodes. predictors: none, meta and bayes, in this order."""
+    return learners.captured_fraction(*(distribution.score(predictor, *episodes).mean().item()
+                                        for predictor in predictors.values()))
+
 def measure_outer_loop(config, distribution, targets, predictors, results, checkpoint):
-    """Trains the Meta-Learner, periodically measuring κ on held-out tasks, and its strengths at the
-    last trial of `targets`, a dict of sets of tasks by name."""
+    """Trains the Meta-Learner. Meanwhile measures κ on held-out tasks, and strengths at the last
+    trial of `targets`, a dict of sets of tasks by name. Then scores all predictors."""
     model, generator = predictors["meta"], generator_for(config, "test")
     test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
-    for system in "none", "bayes":
-        results[f"performance/{system}"] = distribution.score(predictors[system], *test)
     some, last = [part[:256] for part in test], dict(step=0, time=time.perf_counter())
-    none, bayes = (distribution.score(predictors[system], *some).mean().item()
-                   for system in ("none", "bayes"))
     episodes = {name: distribution.evaluation_episodes(those, 2, generator_for(config, "snapshots"))
                 for name, those in targets.items()}
 
     def snapshot(step):
         """Measures the model at an outer step, and prints κ."""
-        captured = learners.captured_fraction(
-            none, distribution.score(model, *some).mean().item(), bayes)
+        captured = captured_on(some, distribution, predictors)
         seconds = (time.perf_counter() - last["time"]) / max(1, step - last["step"])       # a step
         last.update(step=step, time=time.perf_counter())
         if 10 * step >= config.outer_steps:
@@ -461,10 +427,11 @@ def measure_outer_loop(config, distribution, targets, predictors, results, check
         model, distribution, steps=config.outer_steps, batch=config.batch,
         generator=generator_for(config, "tasks"), optimizer=config.outer_optimizer,
         muon_lr=config.muon_lr, adam_lr=config.adam_lr, checkpoint=checkpoint,
-        settings=asdict(config) | dict(device=None), snapshot=snapshot)
+        settings=vars(config) | dict(device=None), snapshot=snapshot)
     for name in snapshots[0]:
         results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
-    results["performance/meta"] = distribution.score(model, *test)
+    for system, predictor in predictors.items():
+        results[f"performance/{system}"] = distribution.score(predictor, *test)
 
 def measure_inner_loops(config, distribution, targets, predictors, results):
     """Measures what the Meta-Learner and Bayes learn within the same episodes. Returns those."""
@@ -480,49 +447,44 @@ def measure_inner_loops(config, distribution, targets, predictors, results):
 SYSTEMS = dict(                                           # label, and unit of time
     learner=("Learner", "steps"), aligned=("Learner, aligned start", "steps"),
     one_layer=("One layer", "steps"), adam=("Adam", "steps"), rmsprop=("RMSprop", "steps"),
-    muon=("Muon", "steps"), rising=("Rising amplitudes", "steps"),
-    large_start=("Large start", "steps"), fourier=("Fourier features", "steps"),
-    own_biases=("Own biases", "steps"), online=("Learner, online", "trials"),
-    online_one_layer=("One layer, online", "trials"), fitted=("Learner, fitted", "trials"),
-    bayes_as_fitted=("Bayes, same episodes", "trials"), maml=("MAML, inner loop", "steps"),
-    maml_start=("Descent from MAML start", "steps"), meta=("Meta-Learner", "trials"),
-    bayes=("Bayes-optimal", "trials"), none=("Never learns", "trials"))
+    muon=("Muon", "steps"), large_start=("Large start", "steps"),
+    fourier=("Fourier features", "steps"), own_biases=("Own biases", "steps"),
+    online=("Learner, online", "trials"), online_one_layer=("One layer, online", "trials"),
+    fitted=("Learner, fitted", "trials"), bayes_as_fitted=("Bayes, same episodes", "trials"),
+    maml=("MAML, inner loop", "steps"), maml_start=("Descent from MAML start", "steps"),
+    meta=("Meta-Learner", "trials"), bayes=("Bayes-optimal", "trials"))
 
 COMPARED, CAUSE_REMOVED = ("learner", "meta", "bayes"), ("one_layer", "fourier", "own_biases")
 
 def summarize(results):
     """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
-    arrays = {name: torch.from_numpy(array) for name, array in results.items()}
-
-    losses = [arrays[f"performance/{system}"] for system in ("none", "meta", "bayes")]
+    losses = [torch.from_numpy(results[f"performance/{system}"])
+              for system in ("none", "meta", "bayes")]
     captured, *captured_ci = learners.captured_interval(*(loss.mean(1) for loss in losses))
-    meta_excess, bayes_excess = (loss[:, -1].mean() - arrays["best"] for loss in losses[1:])
-    if "shared_answers" in arrays:                        # rewards are too coarse so near to 1
-        meta_excess, bayes_excess = (
-            1 - arrays[f"{system}/strength"][-1].mean() for system in ("meta", "bayes"))
-    step = arrays["outer_loop/step"]
+    excess = [loss[:, -1].mean().item() - results["best"].item() for loss in losses[1:]]
+    if "shared_answers" in results:                       # rewards are too coarse so near to 1
+        excess = [1 - results[f"{system}/strength"][-1].mean() for system in ("meta", "bayes")]
+    step = torch.from_numpy(results["outer_loop/step"])
     # one training: its tasks are the repeats
-    trained = learners.describe(arrays["outer_loop/strength"].flatten(1, 2)[:, None], step)
+    strength = torch.from_numpy(results["outer_loop/strength"]).flatten(1, 2)[:, None]
+    trained = learners.describe(strength, step)
     outer_loop = {name: trained[name] for name in ("half_times", "staggering", "lower_bound")}
-    if "outer_loop/equal" in arrays:
-        equal = arrays["outer_loop/equal"].mean((2, 3))
+    if "outer_loop/equal" in results:
+        equal = torch.from_numpy(results["outer_loop/equal"]).mean((2, 3))
         outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
-    pair = arrays["meta/strength"], *results.tensors("bayes")
+    meta_learner, fitted = results.tensors("meta")[0], results.tensors("fitted")[0]
+    bayes, same_episodes = results.tensors("bayes"), results.tensors("bayes_as_fitted")
     return dict(
         systems={system: learners.describe(*results.tensors(system))
                  for system in results.systems()},
-        captured=captured,
-        captured_ci=captured_ci,
-        last_excess=(meta_excess / bayes_excess).item(),
-        follows_bayes=learners.half_time_correlation(*pair).tolist(),
-        fitted_follows_bayes=learners.half_time_correlation(
-            arrays["fitted/strength"], *results.tensors("bayes_as_fitted")).tolist(),
-        against_bayes=learners.half_time_ratio(*pair).tolist(),
-        r_squared=arrays["probe/meta"].tolist(),
+        captured=captured, captured_ci=captured_ci, last_excess=float(excess[0] / excess[1]),
+        follows_bayes=learners.half_time_correlation(meta_learner, *bayes).tolist(),
+        fitted_follows_bayes=learners.half_time_correlation(fitted, *same_episodes).tolist(),
+        against_bayes=learners.half_time_ratio(meta_learner, *bayes).tolist(),
+        r_squared=results["probe/meta"].tolist(),
         outer_loop=outer_loop,
-        **{name: arrays[name].tolist() for name in arrays
-           if name.startswith(("ceiling/", "ood/")) or name.endswith("theory_half_times")},
-    )
+        **{name: array.tolist() for name, array in results.items()
+           if name.startswith(("ceiling/", "ood/")) or name.endswith("theory_half_times")})
 
 def format_number(value):
     """A number with three digits; "-" if it is undefined or a mode is not reached."""
@@ -531,18 +493,21 @@ def format_number(value):
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{round(value, digits) + 0:.{digits}f}"       # + 0 turns -0.00 into 0.00
 
+def index_of(row):
+    """A system's staggering index in words, with ">" if it is a lower bound."""
+    return ">" * row["lower_bound"] + format_number(row["staggering"])
+
 def panel(results, system):
     """A panel for plots.dynamics."""
     time, strength, stderr = results.curve(system)
     label, unit = SYSTEMS[system]
-    summary = results.summary["systems"][system]
-    bound = "> " if summary["lower_bound"] else ""
-    title = f"{label}\nindex {bound}{format_number(summary['staggering'])}"
-    if math.isfinite(summary["concordance"]):
-        title += f" · concordance {format_number(summary['concordance'])}"
+    row = results.summary["systems"][system]
+    title = f"{label}\nindex {index_of(row)}"
+    if math.isfinite(row["concordance"]):
+        title += f" · concordance {format_number(row['concordance'])}"
     half_times = learners.half_time(torch.from_numpy(strength), torch.from_numpy(time)).numpy()
     return dict(title=title, time=time, strength=strength, stderr=stderr, half_times=half_times,
-                labels=results.modes, theory=results.get(f"{system}/theory"),
+                labels=results["modes"], theory=results.get(f"{system}/theory"),
                 theory_half_times=results.get(f"{system}/theory_half_times"),
                 axes=dict(xlabel=unit), log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0)
 
@@ -556,42 +521,29 @@ def figures(results):
     caption = f"{seed} · dots: half-times · crosses, dashes: theory · bands: 2 standard errors"
     drawn = {name: plots.dynamics([panel(results, system) for system in those], caption)
              for name, those in dict(dynamics=COMPARED, controls=controls, by_trial=clocks).items()}
-    drawn["concordance"] = plots.rank_shares([dict(
-        title=panel(results, system)["title"],
-        shares=learners.rank_shares(learners.half_time(*results.tensors(system))).numpy())
-        for system in COMPARED], results.modes, f"{seed} · share of repeats")
-    drawn["episodes"] = plots.dynamics(episode_panels(results),
-                                       caption=f"{seed} · dots: half-times in a single episode")
+    drawn["episodes"] = plots.dynamics(
+        episode_panels(results), f"{seed} · dots: half-times in a single episode")
     if "shared_answers" in results and not config.skew:
         drawn["sharing"] = plots.dynamics(
             [sharing_panel(results, system) for system in ("learner", "own_biases", "meta")],
-            caption=f"{seed} · contexts by how many share their correct action")
+            f"{seed} · contexts by how many share their correct action")
 
-    # the outer loop: strengths at the last trial, and κ
-    common = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
-    drawn["outer_loop"] = plots.dynamics([
-        dict(common, title="Strength at the last trial", labels=results.modes,
-             strength=results["outer_loop/strength"].mean((1, 2))),
-        dict(common, title="Captured fraction κ", labels=["κ"],
-             strength=results["outer_loop/captured"][:, None])], caption=seed)
-    drawn["performance"] = plots.dynamics([performance_panel(results)], height=3.8,
-        caption=f"{seed} · dashed: best possible · bands: 2 standard errors")
-    return drawn
-
-def performance_panel(results):
-    """Learning curves on held-out tasks."""
+    # the outer loop: strengths at the last trial, and κ; then learning curves on held-out tasks
     names = "none", "meta", "bayes"
-    values = np.stack([results[f"performance/{name}"] for name in names], 2)       # (n, T, 3)
-    reward = dict(xlabel="trial", ylabel="reward", ylim=(0, 1.05))
-    error = dict(xlabel="trial", ylabel="squared error", yscale="log")
-    summary = results.summary
-    return dict(
-        title=f"κ = {summary['captured']:.3f}; distance from the dashed line at the last trial: "
-              f"{format_number(summary['last_excess'])} times Bayes'",
-        time=np.arange(values.shape[1]), strength=values.mean(0),
-        stderr=values.std(0) / len(values) ** 0.5, labels=[SYSTEMS[name][0] for name in names],
-        theory=np.full((values.shape[1], 1), results["best"]),
-        axes=reward if "shared_answers" in results else error)
+    curves = np.stack([results[f"performance/{system}"].mean(0) for system in names], 1)
+    axes = dict(xlabel="trial", ylabel="squared error", yscale="log")
+    if "shared_answers" in results:
+        axes = dict(xlabel="trial", ylabel="reward", ylim=(0, 1.05))
+    steps = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
+    drawn["outer_loop"] = plots.dynamics([
+        dict(steps, title="Strength at the last trial", labels=results["modes"],
+             strength=results["outer_loop/strength"].mean((1, 2))),
+        dict(steps, title="Captured fraction κ", labels=["κ"],
+             strength=results["outer_loop/captured"][:, None]),
+        dict(time=np.arange(len(curves)), title="Held-out tasks", labels=names, strength=curves,
+             theory=np.full((len(curves), 1), results["best"]), axes=axes)],
+        f"{seed} · dashed: best possible")
+    return drawn
 
 def episode_panels(results):
     """The first two episodes of the Meta-Learner in the first evaluation task, and their average
@@ -614,82 +566,77 @@ def sharing_panel(results, system):
                 labels=[f"shared by {n}" if n > 1 else "not shared" for n in counts])
 
 # ---------------------------------------------------------------- from a command to its results
-FAMILIES = dict(linreg=(Linreg, linreg), nonlinreg=(Nonlinreg, nonlinreg), bandit=(Bandit, bandit))
-SHARED = "seed", "device", "core", "outer_steps", "outer_optimizer", "skew"        # for `all`
+FAMILIES = dict(linreg=linreg, nonlinreg=nonlinreg, bandit=bandit)
 
-class Mistake(ValueError):
-    """A mistake by the user, "argument: problem"."""
-
-def run(family, out=None, quick=False, fresh=False, **settings):
-    """Does what `python metadyn.py FAMILY` does, in the folder `out` (default: runs/FAMILY, or
-    runs/FAMILY-quick), with settings named as on the command line, with underscores. Returns
-    Results. Raises ValueError for a mistake and FloatingPointError if learning diverges."""
-    config = configure(family, quick, settings)
-    folder = prepare(family, config, out or f"runs/{family}{'-quick' * quick}", fresh)
-    return run_experiment(family, config, folder)
-
-def prepare(family, config, out, fresh):
-    """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
-    Returns it. Raises Mistake."""
-    folder, path = Path(out), Path(out) / "config.json"
-    wanted = dict(asdict(config), family=family, device=None)     # another device may resume a run
+def run(family, **options):
+    """Does what `python metadyn.py FAMILY` does, with its options as arguments, for example
+    run("linreg", quick=True, noise=0.2, out="runs/noisy"). Returns Results, or a list of them if
+    there are several families, seeds or skews. Raises ValueError for a mistake, and
+    FloatingPointError if learning diverges."""
+    words = [family]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words.append("--" + name.replace("_", "-"))
+            words += [] if value is True else map(str, np.atleast_1d(value))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh or not path.exists():                    # what lies there has other settings
-            for name in "results.npz", "checkpoint.pt":
-                (folder / name).unlink(missing_ok=True)
-            write_json(path, dict(wanted, torch=torch.__version__))
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Mistake(f"out: {out} cannot be used: {error}") from None
-    differs = meta.difference(there, wanted)
-    if differs:
-        raise Mistake(f"out: {folder} holds another run ({differs}); choose another folder, or "
-                      "replace that run with fresh=True")
-    return folder
+        results = carry_out(words)
+    except Mistake as mistake:                            # speak of arguments, not of options
+        text = re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(mistake))
+        raise Mistake(text) from None
+    return results if len(results) > 1 else results[0]
 
-def configure(family, quick, settings):
-    """The config of a family: defaults, then what --quick and others change, then the settings
-    given. Raises Mistake."""
-    if family not in FAMILIES:
-        raise Mistake(f"family: {family!r} is not one of {', '.join(FAMILIES)}")
-    kind = FAMILIES[family][0]
-    known = {setting.name: setting for setting in fields(kind)}
-    for name in settings:
-        if name not in known:
-            raise Mistake(f"{name}: {family} has no such setting; it has {', '.join(known)}")
-    defaults = QUICK[family] if quick else {}
-    if settings.get("core") == "attention":
-        defaults = ATTENTION[family] | defaults | ATTENTION_RATES
-    if settings.get("outer_optimizer") == "adam":
-        defaults = defaults | ADAM
-    given = {name: checked(known[name], value) for name, value in settings.items()}
-    config = kind(**defaults | given)
-    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not there[config.device]:
-        raise Mistake(f"device: there is no {config.device} on this machine")
-    if family == "linreg":
-        config.singular_values = sorted(config.singular_values, reverse=True)
-    return config
+def carry_out(words):
+    """Carries out all runs of a command line. Several families, skews or seeds have folders of
+    their own, and an overview. Returns a list of Results. Raises Mistake before the first run."""
+    options = vars(make_parser().parse_args(words))
+    family, out, quick, fresh = map(options.pop, ("family", "out", "quick", "fresh"))
+    for name, value in options.items():
+        kind, low, _ = SETTINGS[name]
+        if kind in (int, float) and not all(low <= x < 2 ** 31 for x in np.atleast_1d(value)):
+            least = "more than 0" if low == POSITIVE else f"at least {low}"
+            raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be {least} "
+                          "and below 2^31")
+    seed, seeds = options.pop("seed", 0), options.pop("seeds", 1)
+    skews = sorted(set(options.pop("skew", [0.0])))
+    out = Path(out or f"runs/{family}{'-quick' * quick}")
+    jobs = []
+    for name, skew, number in itertools.product(
+            FAMILIES if family == "all" else [family], skews, range(seed, seed + seeds)):
+        folders = ([name] * (family == "all") + [f"skew{skew:g}"] * (len(skews) > 1)
+                   + [f"seed{number}"] * (seeds > 1))
+        config = configure(name, quick, seed=number, skew=skew, **options)
+        jobs.append((config, out.joinpath(*folders)))
+    for job in jobs:                                      # all settings are valid: now the folders
+        prepare(*job, fresh)
+    several = [run_experiment(*job) for job in jobs]
+    if len(several) > 1:
+        print(f"\n{overview(several, out)}\nTable: {out}/overview.csv")
+    return several
 
-def checked(setting, value):
-    """The value of a setting, as its type. Raises Mistake if it is not valid."""
-    low, choices = setting.metadata["low"], setting.metadata["choices"]
-    convert = {int: operator.index, float: float, str: str,
-               list: lambda values: [float(one) for one in np.atleast_1d(values)]}
-    try:
-        converted = convert[setting.type](value)
-        numbers = np.atleast_1d([] if choices else converted)
-        valid = converted in choices if choices else len(numbers) and all(
-            (low <= numbers) & (numbers < 2 ** 31))
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        least = "more than 0" if low == SMALLEST else f"at least {low}"
-        kind = "a whole number, " if setting.type is int else ""
-        wanted = f"one of {', '.join(choices)}" if choices else f"{kind}{least} and below 2^31"
-        raise Mistake(f"{setting.name}: {value} given, must be {wanted}")
-    return converted
+def run_experiment(config, folder):
+    """Runs, resumes or, if it is complete, only redraws an experiment. Returns its results."""
+    torch.backends.cudnn.allow_tf32 = False               # float32 in an LSTM, as everywhere else
+    path = folder / "results.npz"
+    print(f"{config.family}, seed {config.seed}, on {config.device}, in {folder}", file=sys.stderr)
+    if path.exists():
+        with np.load(path) as arrays:
+            results = Results(config, **arrays)
+        results.phase("already complete: redrawing the figures")
+    else:
+        keep_freed_memory()
+        results = FAMILIES[config.family](config, folder / "checkpoint.pt")
+        with open(folder / "unfinished.npz", "wb") as file:
+            np.savez(file, **results)
+        (folder / "unfinished.npz").replace(path)
+    results.summary = summarize(results)
+    write_json(folder / "summary.json", results.summary)
+    write_tables(results, folder)
+    results.phase("figures")
+    for name, figure in figures(results).items():
+        save(figure, folder / name)
+    results.phase("done")
+    print(f"\n{results}\nFigures and tables: {folder}", flush=True)
+    return results
 
 def keep_freed_memory():
     """Asks glibc to keep freed memory. By default it returns large blocks to the system and fetches
@@ -701,37 +648,36 @@ def keep_freed_memory():
     except (AttributeError, OSError, TypeError):
         pass                                              # another C library: only slower
 
-def run_experiment(family, config, folder):
-    """Runs, resumes or, if it is complete, only redraws an experiment. Returns its results."""
-    torch.backends.cudnn.allow_tf32 = False               # float32 in an LSTM, as everywhere else
-    path = folder / "results.npz"
-    print(f"{family}, seed {config.seed}, on {config.device}, in {folder}", file=sys.stderr)
-    if path.exists():
-        results = Results(config)
-        with np.load(path) as arrays:
-            results.update(arrays)
-        results.modes = results.pop("modes").tolist()
-        results.phase("already complete: redrawing the figures")
-    else:
-        keep_freed_memory()
-        results = FAMILIES[family][1](config, folder / "checkpoint.pt")
-        with open(folder / "unfinished.npz", "wb") as file:
-            np.savez(file, modes=results.modes, **results)
-        (folder / "unfinished.npz").replace(path)
-    results.folder, results.summary = folder, summarize(results)
-    write_json(folder / "summary.json", results.summary)
-    write_tables(results, folder)
-    results.phase("figures")
-    for name, figure in figures(results).items():
-        save(figure, folder / name)
-    results.phase("done")
-    return results
-
 def save(figure, path):
     """Saves a figure as PNG and PDF."""
     figure.savefig(f"{path}.png")
     figure.set_layout_engine("none")                      # laid out once is enough
     figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})
+
+def write_json(path, values):
+    """Writes JSON, with null for inf and nan."""
+    text = re.sub(r"-?\b(NaN|Infinity)\b", "null", json.dumps(values, indent=1))
+    path.write_text(text, encoding="utf-8")
+
+def write_csv(path, columns, rows):
+    """Writes rows under the names of their columns."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+
+def write_tables(results, folder):
+    """Writes dynamics.csv and performance.csv; modes count from 1."""
+    rows = []
+    for system in results.systems():
+        time, strength, stderr = results.curve(system)
+        for k in range(strength.shape[1]):
+            rows += [(system, k + 1, *row) for row in zip(time, strength[:, k], stderr[:, k])]
+    write_csv(folder / "dynamics.csv", ["system", "mode", "time", "strength", "stderr"], rows)
+    rows = []
+    for system in "none", "meta", "bayes":
+        values = results[f"performance/{system}"]                           # (n, T)
+        stderr = values.std(0) / len(values) ** 0.5
+        rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
+    write_csv(folder / "performance.csv", ["system", "trial", "value", "stderr"], rows)
 
 def flatten(values, path=""):
     """Nested dicts and lists as one dict: {"systems/meta/half_times/1": 3.2, ...}."""
@@ -744,130 +690,120 @@ def flatten(values, path=""):
         flat |= flatten(value, f"{path}/{name}")
     return flat
 
-def write_json(path, values):
-    """Writes JSON, with null for inf and nan."""
-    text = re.sub(r"\b(NaN|Infinity)\b", "null", json.dumps(values, indent=1))
-    path.write_text(text.replace("-null", "null"), encoding="utf-8")
-
-def write_csv(path, columns, rows):
-    """Writes rows under the names of their columns."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-def write_tables(results, folder):
-    """Writes dynamics.csv and performance.csv; modes count from 1."""
-    rows = []
-    for system in results.systems():
-        time, strength, stderr = results.curve(system)
-        for k in range(len(results.modes)):
-            rows += [(system, k + 1, *row) for row in zip(time, strength[:, k], stderr[:, k])]
-    write_csv(folder / "dynamics.csv", ["system", "mode", "time", "strength", "stderr"], rows)
-    rows = []
-    for system in "none", "meta", "bayes":
-        values = results[f"performance/{system}"]                           # (n, T)
-        stderr = values.std(0) / len(values) ** 0.5
-        rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
-    write_csv(folder / "performance.csv", ["system", "trial", "value", "stderr"], rows)
-
-def overview(runs, folder):
-    """Writes overview.csv: every number of the summaries with its mean and standard deviation over
-    seeds; and the figure levers, if there are several skews. Returns the most important numbers as
-    text. runs: {(family, skew): [results, ...]}."""
-    rows, lines, levers = [], [f"{'':42}mean ± standard deviation over seeds"], {}
-    for (family, skew), several in runs.items():
-        by_seed = [flatten(results.summary) for results in several]
-        for name in by_seed[0]:
-            values = np.array([numbers.get(name, math.nan) for numbers in by_seed])
+def overview(several, folder):
+    """Writes overview.csv: every number of the summaries of several Results, with its mean and
+    standard deviation over seeds; and, of several skews, the figure levers. Returns the most
+    important numbers as text."""
+    runs, rows, levers = {}, [], {}
+    lines = [f"{'':42}mean ± standard deviation over seeds"]
+    for results in several:
+        runs.setdefault((results.config.family, results.config.skew), []).append(results)
+    for (family, skew), by_seed in runs.items():
+        numbers = [flatten(results.summary) for results in by_seed]
+        for name in numbers[0]:
+            values = np.array([one.get(name, math.nan) for one in numbers])
             finite = len(values) > 1 and np.isfinite(values).all()
             mean, sd = values.mean(), values.std(ddof=1) if finite else math.nan
             rows.append((family, skew, name, mean, sd, *values))
-            _, system, measure, *_ = *name.split("/"), "", ""
-            if name == "captured" or (
-                    system in COMPARED and measure in ("staggering", "concordance")):
+            if re.fullmatch("captured|systems/(learner|meta|bayes)/(staggering|concordance)", name):
                 lines.append(f"{family:10}{skew:<4g}{name.removeprefix('systems/'):30}"
                              f"{format_number(mean):>6} ± {format_number(sd)}")
-            if measure == "staggering":
-                levers.setdefault((family, system), []).append((skew, mean, sd))
-    seeds = [f"seed{results.config.seed}" for results in several]
-    write_csv(folder / "overview.csv", ["family", "skew", "number", "mean", "sd", *seeds], rows)
+            if name.endswith("/staggering"):
+                levers.setdefault((family, name.split("/")[-2]), []).append((skew, mean, sd))
+    seeds = [results.config.seed for results in by_seed]
+    columns = ["family", "skew", "number", "mean", "sd", *(f"seed{seed}" for seed in seeds)]
+    write_csv(folder / "overview.csv", columns, rows)
     if len({skew for _, skew in runs}) > 1:
-        panels = [dict(title=FAMILIES[family][0].__doc__.split(":")[0], curves=[
+        panels = [dict(title=FAMILIES[family].__doc__.split(":")[0], curves=[
             (SYSTEMS[system][0], *zip(*levers[family, system]))
             for system in COMPARED + CAUSE_REMOVED if (family, system) in levers])
             for family in {family: None for family, _ in runs}]
-        numbers = ", ".join(str(results.config.seed) for results in several)
-        save(plots.levers(panels, f"seed {numbers} · bars: standard deviation over seeds"),
-             folder / "levers")
+        caption = f"seed {', '.join(map(str, seeds))} · bars: standard deviation over seeds"
+        save(plots.levers(panels, caption), folder / "levers")
     return "\n".join(lines)
 
 # ---------------------------------------------------------------- the command line
+class Mistake(ValueError):
+    """A mistake by the user."""
+
+class Parser(argparse.ArgumentParser):
+    """Raises Mistake where argparse would exit."""
+
+    def error(self, message):
+        raise Mistake(message)
+
 def make_parser():
     """The command line: a subcommand for each family, with an option for each of its settings."""
-    parser = argparse.ArgumentParser(prog="metadyn.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="metadyn.py", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
     for family in *FAMILIES, "all":
-        kind = Config if family == "all" else FAMILIES[family][0]
-        about = "all families, and an overview" if family == "all" else kind.__doc__
-        sub = families.add_parser(family, help=about, description=about,
+        about = "all families, and an overview" if family == "all" else FAMILIES[family].__doc__
+        defaults = dict(seeds=1) | DEFAULTS.get(family, dict.fromkeys(SHARED, "by family"))
+        sub = families.add_parser(family, help=about, description=about, allow_abbrev=False,
                                   usage=f"metadyn.py {family} [options]; --help lists them")
         sub.add_argument("--quick", action="store_true", help="a small version, in half a minute")
         sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
-        sub.add_argument("--out", type=Path,
-                         help=f"results folder (default: runs/{family}, or runs/{family}-quick)")
-        sub.add_argument("--seeds", type=int, default=1, help="how many seeds (default: 1)")
-        for setting in fields(kind):
-            if family != "all" or setting.name in SHARED:
-                several = setting.type is list or setting.name == "skew"
-                sub.add_argument(
-                    "--" + setting.name.replace("_", "-"), default=argparse.SUPPRESS,
-                    type=float if several else setting.type, nargs="+" if several else None,
-                    metavar="|".join(setting.metadata["choices"] or ["X"]),
-                    help=f"{setting.metadata['help']} (default: "
-                         f"{'by family' if family == 'all' else setting.default_factory()})")
+        sub.add_argument("--out", help=f"results folder (default: runs/{family}[-quick])")
+        for name, default in defaults.items():
+            kind, _, about = SETTINGS[name]
+            rules = dict(type=kind, metavar="X")
+            if isinstance(kind, tuple):
+                rules = dict(choices=kind, metavar="|".join(kind))
+            if name in ("skew", "singular_values"):
+                rules["nargs"] = "+"
+            sub.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, **rules,
+                             help=f"{about} (default: {default})")
     return parser
 
-def plan(family, out, quick, fresh, seeds, seed=0, skew=(0.0,), **settings):
-    """The runs of a command, checked before the first begins: (family, config, folder) each. Of
-    several skews or seeds, each has a folder of its own."""
-    if seeds < 1:
-        raise Mistake(f"seeds: {seeds} given, must be at least 1")
-    jobs, skews = [], sorted(set(skew))
-    for name in FAMILIES if family == "all" else [family]:
-        for x in skews:
-            for number in range(seed, seed + seeds):
-                folder = out / name if family == "all" else out
-                folder = folder / f"skew{x:g}" if len(skews) > 1 else folder
-                folder = folder / f"seed{number}" if seeds > 1 else folder
-                config = configure(name, quick, dict(settings, seed=number, skew=x))
-                jobs.append((name, config, folder))
-    for name, config, folder in jobs:                     # all settings are valid: now the folders
-        prepare(name, config, folder, fresh)
-    return jobs
+SHARED = "seed", "device", "skew", "core", "outer_steps", "outer_optimizer"        # for `all`
 
-def main(arguments=None):
+def configure(family, quick=False, **given):
+    """The settings of a run: the defaults of its family, then what --quick and others change, then
+    the settings given. Raises Mistake if there is no such device."""
+    changes = QUICK[family] if quick else {}
+    if given.get("core") == "attention":
+        changes = ATTENTION[family] | changes | ATTENTION_RATES
+    if given.get("outer_optimizer") == "adam":
+        changes = changes | ADAM
+    config = SimpleNamespace(family=family, **DEFAULTS[family] | changes | given)
+    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if config.device == "auto":                           # mps has never been run: on request only
+        config.device = "cuda" if there["cuda"] else "cpu"
+    if not there[config.device]:
+        raise Mistake(f"argument --device: there is no {config.device} on this machine")
+    if family == "linreg":
+        config.singular_values = sorted(config.singular_values, reverse=True)
+    return config
+
+def prepare(config, folder, fresh):
+    """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
+    Raises Mistake."""
+    path = folder / "config.json"
+    wanted = dict(vars(config), device=None)      # another device may resume a run
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fresh or not path.exists():                    # what lies there has other settings
+            for name in "results.npz", "checkpoint.pt":
+                (folder / name).unlink(missing_ok=True)
+            write_json(path, dict(wanted, torch=torch.__version__))
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Mistake(f"argument --out: {folder} cannot be used: {error}") from None
+    if differs := meta.difference(there, wanted):
+        raise Mistake(f"argument --out: {folder} holds another run ({differs}); choose another "
+                      "folder, or replace that run with --fresh")
+
+def main(words=None):
     """Runs a command line. Returns 0, or 1 for a failure and 130 for Ctrl-C; a mistake by the user
     exits with argparse's error and status 2."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")          # a console may have no κ
-    parser = make_parser()
-    command = vars(parser.parse_args(arguments))
-    if not command["out"]:                                # a quick run does not collide with a full
-        command["out"] = Path(f"runs/{command['family']}{'-quick' * command['quick']}")
     try:
-        runs = {}
-        for family, config, folder in plan(**command):
-            results = run_experiment(family, config, folder)
-            runs.setdefault((family, config.skew), []).append(results)
-            print(f"\n{results}\nFigures and tables: {folder}", flush=True)
-        if len(runs) > 1 or len(runs[family, config.skew]) > 1:
-            print(f"\n{overview(runs, command['out'])}\nTable: {command['out']}/overview.csv")
+        carry_out(words)
         return 0
     except Mistake as mistake:
-        argument, problem = str(mistake).replace("fresh=True", "--fresh").split(": ", 1)
-        parser.error(f"argument --{argument.replace('_', '-')}: {problem}")
+        argparse.ArgumentParser.error(make_parser(), str(mistake))
     except (FloatingPointError, OSError, meta.WrongCheckpoint,
             torch.cuda.OutOfMemoryError) as error:
         print(f"\nmetadyn.py: {error}", file=sys.stderr)

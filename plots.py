@@ -89,23 +89,6 @@ def dynamics(panels, caption="", height=3.1):
             ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
-def rank_shares(panels, labels, caption=""):
-    """How often each mode is the first, second, … to be half learned. A dark diagonal means the
-    same order in all repeats, an even grey means chance.
-
-    panels: dicts with title and shares (K, K): row for a mode, column for its rank in a repeat.
-    """
-    figure, axes = new_figure(len(panels), height=3.6, caption=caption, sharey=True)
-    ticks = np.arange(len(labels))
-    for ax, panel in zip(axes[0], panels):
-        ax.imshow(panel["shares"], cmap="Greys", vmin=0, vmax=1)
-        for (k, rank), share in np.ndenumerate(panel["shares"]):
-            ax.text(rank, k, f"{share:.0%}", ha="center", va="center", fontsize=11,
-                    color="white" if share > 0.5 else "black")
-        ax.set(title=panel["title"], xlabel="position in the order", xticks=ticks,
-               xticklabels=ticks + 1, yticks=ticks, yticklabels=labels)
-    return figure
-
 def levers(panels, caption=""):
     """Staggering index against the skew of the task distribution, one panel per family.
 
