@@ -407,18 +407,14 @@ def interval(values):
     return values.mean().item(), (values.mean() - half).item(), (values.mean() + half).item()
 
 def captured_fraction(none, meta, bayes):
-    """kappa: the share of what Bayes gains over never learning that the Meta-Learner gains, from
-    mean losses or rewards. nan where Bayes gains nothing."""
-    gain = none - bayes
-    return (none - meta) / gain if gain else math.nan
-
-def captured_interval(none, meta, bayes):
-    """kappa and kappa ± 2 standard errors by the delta method, from the losses or rewards of the
-    three systems on the same episodes, (n,) each."""
-    kappa = captured_fraction(*(values.mean().item() for values in (none, meta, bayes)))
+    """kappa, the share of what Bayes gains over never learning that the Meta-Learner gains, and
+    kappa ± 2 standard errors by the delta method. From the losses or rewards of the three systems
+    on the same episodes, (n,) each. nan where Bayes gains nothing."""
+    gain = (none - bayes).mean()
+    kappa = (none - meta).mean() / gain if gain else gain * math.nan
     error = (none - meta) - kappa * (none - bayes)
-    half = 2 * (error.std() / (len(error) ** 0.5 * (none - bayes).mean().abs())).item()
-    return kappa, kappa - half, kappa + half
+    half = 2 * error.std() / (len(error) ** 0.5 * gain.abs())
+    return kappa.item(), (kappa - half).item(), (kappa + half).item()
 
 def describe(strength, time):
     """Summarizes a system's strengths, (R, N, E, K) or (R, K), in a dict. half_times (K,),

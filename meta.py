@@ -53,8 +53,8 @@ class Network(nn.Module):
 
 class Attention(nn.Module):
     """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
-    outputs (B, T, H) and the state, here all keys and values so far, (layers, B, t, H) each, and
-    the last input (1, B, H). Each input is shown together with the one before, so x_{t-1} meets its
+    outputs (B, T, H) and the state, here the keys and values of each layer (2, B, t, H) and the last
+    input (1, B, 1, H). Each input is shown together with the one before, so x_{t-1} meets its
     y_{t-1}. Without that, with learned positions or none, waves are hardly learned (ours)."""
 
     def __init__(self, hidden, layers):
@@ -64,17 +64,15 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, h, state=None):
-        if state is None:
-            past, last = [(None, None)] * len(self.blocks), torch.zeros_like(h[None, :, 0])
-        else:
-            past, last = zip(*state[:2]), state[2]
-        before = torch.cat([last[0][:, None], h[:, :-1]], 1)
-        last, h = h[None, :, -1], h + self.shift(before)
-        states = []
-        for block, (key, value) in zip(self.blocks, past):
-            h, *new = block(h, key, value)
-            states.append(new)
-        return self.norm(h), (*(torch.stack(part) for part in zip(*states)), last)
+        B, _, H = h.shape
+        *pasts, last = state or [h.new_zeros(2, B, 0, H) for _ in self.blocks] + [
+            h.new_zeros(1, B, 1, H)]
+        state = [h[None, :, -1:]]
+        h = h + self.shift(torch.cat([last[0], h[:, :-1]], 1))
+        for block, past in zip(self.blocks, pasts):
+            h, past = block(h, past)
+            state.insert(-1, past)
+        return self.norm(h), tuple(state)
 
 class Block(nn.Module):
     """One layer of Attention: heads, then a ReLU layer, each added to its input."""
@@ -86,19 +84,18 @@ class Block(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden) for _ in range(4))
         self.up, self.down = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
 
-    def forward(self, h, key, value):
-        """h (B, T, H) of the present trials; key, value (B, t, H) of the earlier ones, or None.
-        Returns the new h, and all keys and values (B, t + T, H)."""
+    def forward(self, h, past):
+        """h (B, T, H) of the present trials, and keys and values (2, B, t, H) of the earlier ones.
+        Returns the new h, and all keys and values (2, B, t + T, H)."""
         x = self.norms[0](h)
-        key = self.key(x) if key is None else torch.cat([key, self.key(x)], 1)
-        value = self.value(x) if value is None else torch.cat([value, self.value(x)], 1)
-        T, seen = h.shape[1], key.shape[1]
+        past = torch.cat([past, torch.stack([self.key(x), self.value(x)])], 2)
+        T, seen = h.shape[1], past.shape[2]
         causal = torch.ones(T, seen, dtype=torch.bool, device=h.device).tril(seen - T)
         heads = [z.unflatten(-1, (self.heads, -1)).transpose(1, 2)        # (B, heads, T, H / heads)
-                 for z in (self.query(x), key, value)]
+                 for z in (self.query(x), *past)]
         attended = nn.functional.scaled_dot_product_attention(*heads, attn_mask=causal)
         h = h + self.out(attended.transpose(1, 2).flatten(2))
-        return h + self.down(self.up(self.norms[1](h)).relu()), key, value
+        return h + self.down(self.up(self.norms[1](h)).relu()), past
 
 # ---------------------------------------------------------------- Meta-Learners
 def shift_right(y):
@@ -204,10 +201,10 @@ class MAML(nn.Module):
         self.lr = nn.Parameter(torch.full((inner_steps,), 0.1))
 
     def inner_loop(self, x, y, t):
-        """Its map after each step on the first t (B,) trials of x and y: (steps + 1, B, Dy, Dx)."""
-        seen = (torch.arange(x.shape[1]) < t[:, None])[..., None] / (t + 5)[:, None, None]
-        xx, yx = (seen * x).mT @ x, (seen * y).mT @ x
-        W1, W2 = self.W1.expand(len(x), -1, -1), self.W2.expand(len(x), -1, -1)
+        """Its map after each step on x (..., T, Dx) and y (..., T, Dy), of which t (...) trials are
+        not zero: (steps + 1, ..., Dy, Dx)."""
+        xx, yx = (z.mT @ x / (t + 5)[..., None, None] for z in (x, y))
+        W1, W2 = (W.expand(*x.shape[:-2], -1, -1) for W in (self.W1, self.W2))
         maps = [W2 @ W1]
         for lr in self.lr:
             error = W2 @ (W1 @ xx) - yx                   # the gradient in W_2 W_1
@@ -220,8 +217,9 @@ class MAML(nn.Module):
         the rare episodes in which the inner loop diverges."""
         x, y = distribution.episodes(distribution.sample(batch, generator), generator)
         t = torch.randint(x.shape[1], (batch,), generator=generator)
-        guess = x @ self.inner_loop(x, y, t)[-1].mT
         unseen = torch.arange(x.shape[1]) >= t[:, None]
+        seen = ~unseen[..., None]
+        guess = x @ self.inner_loop(seen * x, seen * y, t)[-1].mT
         return (guess - y).square().mean(-1).log1p()[unseen].mean()
 
 # ---------------------------------------------------------------- the outer loop

@@ -12,6 +12,7 @@ This file holds the settings, the three experiments, the steps that they share, 
 line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and logging services.
 """
 import argparse
+import contextlib
 import csv
 import ctypes
 import itertools
@@ -106,8 +107,7 @@ def linreg(config, checkpoint):
     W = distribution.evaluation_tasks(
         config.eval_tasks, spectrum, generator_for(config, "evaluation"))
 
-    # Learners: several initializations for each task
-    results.phase("Learners")
+    results.phase("Learners, from several initializations for each task")
     lr, width, u0 = config.learner_lr, config.learner_hidden, config.init_scale
     record = evenly_spaced(config.learner_steps)
     short = evenly_spaced(config.learner_steps // 10 + 1)
@@ -136,45 +136,39 @@ def linreg(config, checkpoint):
     if len(s) <= width:
         results["learner/theory_half_times"] = learners.random_start_half_times(s, u0, width) / lr
 
-    # the Meta-Learner's outer loop; as a control, tasks whose singular values are all equal
-    results.phase("outer loop")
+    results.phase("outer loop")                           # a control: all singular values are equal
     equal = tasks.random_orthogonal(len(spectrum), len(spectrum), generator_for(config, "control"))
     targets = dict(strength=W, equal=spectrum[:, None, None] * equal)
     model = new_meta_learner(config, distribution, meta.MetaLearner)
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
     measure_outer_loop(config, distribution, targets, predictors, results, checkpoint)
 
-    # what the Meta-Learner and Bayes learn within the same episodes
-    results.phase("probes")
+    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
     _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
 
-    # Learners trained to convergence on the first t trials of an episode, and Bayes on the same
-    results.phase("fitted Learners")
+    results.phase("Learners fitted to the first t trials for each t, and Bayes on the same episodes")
     trials, few = meta.spaced_steps(1, config.trials, 10), config.fitted_episodes
     maps = learners.fitted_linear_network(x[:, :few], y[:, :few], trials, init_scale=u0,
                                           hidden=width, generator=generator_for(config, "learners"))
     results.add("fitted", trials, distribution.strength(maps, W[:, None]))
     results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
 
-    # a gradient-based Meta-Learner, and plain gradient descent from the start that it learned
-    results.phase("gradient-based Meta-Learner")
+    results.phase("gradient-based Meta-Learner, and gradient descent from its learned start")
     maml = meta.MAML(distribution, width=20, inner_steps=3,
                      generator=generator_for(config, "initialization"))
     meta.train(maml, distribution, steps=config.outer_steps // 2 + 1, batch=128, optimizer="adam",
                adam_lr=0.01, generator=generator_for(config, "tasks"))
-    seen = torch.full((x.shape[0] * x.shape[1],), config.trials)
-    maps = maml.inner_loop(x.flatten(0, 1), y.flatten(0, 1), seen).unflatten(1, x.shape[:2])
+    maps = maml.inner_loop(x, y, torch.tensor(config.trials))
     results.add("maml", range(len(maps)), distribution.strength(maps, W[:, None]))
     start = [layer.expand(len(W), 1, -1, -1) for layer in (maml.W1, maml.W2)]
     maps = learners.linear_network(W[:, None], lr, short, start)
     results.add("maml_start", short, distribution.strength(maps, W[:, None]))
 
-    # out of distribution: tasks with a larger or smaller spectrum
-    results.phase("out of distribution")
+    results.phase("tasks with a smaller or larger spectrum than those of the outer loop")
     results["ood/scale"], captured = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), []
     for scale in results["ood/scale"].tolist():
-        test = distribution.episodes((scale * W).repeat_interleave(64, 0),
-                                     generator_for(config, "ood"))
+        scaled = (scale * W).repeat_interleave(64, 0)
+        test = distribution.episodes(scaled, generator_for(config, "ood"))
         captured.append(captured_on(test, distribution, predictors))
     results["ood/captured"] = captured
     return results
@@ -188,15 +182,14 @@ def nonlinreg(config, checkpoint):
     points, lr, inits = max(64, 4 * len(band)), config.learner_lr, config.learner_inits
     circle = torch.arange(points) / points
 
-    # Learner: a ReLU network
-    results.phase("Learners")
+    results.phase("Learner, a ReLU network")
     record = evenly_spaced(config.learner_steps, 200)
     y = (distribution.features(circle[:, None]) @ W.mT).mT.expand(-1, inits, -1)
     f = learners.relu_network(circle.expand(y.shape), y, lr, record, hidden=config.learner_hidden,
                               generator=generator_for(config, "learners"))
     results.add("learner", record, read_waves(distribution, f, circle, W))
 
-    # its cause removed: one linear layer on the Fourier features, step size 0.01
+    results.phase("its cause removed: one linear layer on Fourier features, step size 0.01")
     targets, record = W[:, None].expand(-1, inits, -1, -1), range(301)
     maps = learners.linear_network(targets, 0.01, record, "one layer",
                                    generator=generator_for(config, "learners"))
@@ -204,8 +197,7 @@ def nonlinreg(config, checkpoint):
     results["fourier/theory"] = learners.one_layer_theory(
         torch.ones(len(band)), 0.0, 0.01 * torch.tensor(record))
 
-    # online: the ReLU network with one fresh noisy trial a step
-    results.phase("online Learner")
+    results.phase("online Learner: the ReLU network with one fresh noisy trial a step")
     record, generator = evenly_spaced(config.online_steps), generator_for(config, "online")
     stream = tasks.FourierRegression(band, config.noise, config.online_steps)
     x, y = stream.episodes(W.repeat_interleave(inits, 0), generator)
@@ -214,18 +206,15 @@ def nonlinreg(config, checkpoint):
     results.add("online", record,
                 read_waves(distribution, f.unflatten(1, (-1, inits)), circle, W))
 
-    # the Meta-Learner's outer loop
     results.phase("outer loop")
     model = new_meta_learner(config, distribution, meta.MetaLearner)
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
     measure_outer_loop(config, distribution, dict(strength=W), predictors, results, checkpoint)
 
-    # what the Meta-Learner and Bayes learn within the same episodes
-    results.phase("probes")
+    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
     _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
 
-    # Learners trained on the first t trials of an episode, for each t, and Bayes on the same
-    results.phase("fitted Learners")
+    results.phase("Learners fitted to the first t trials for each t, and Bayes on the same episodes")
     trials, few = meta.spaced_steps(1, config.trials, 8), config.fitted_episodes
     x, y, generator = x[:, :few, :, 0], y[:, :few, :, 0], generator_for(config, "learners")
     f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps],
@@ -244,8 +233,7 @@ def bandit(config, checkpoint):
         config.eval_tasks, generator_for(config, "evaluation"))
     results["shared_answers"] = tasks.shared_answers(correct)
 
-    # Learners: exact policy gradient with one bias for all contexts, or with one for each
-    results.phase("Learners")
+    results.phase("Learners: exact policy gradient with one bias for all contexts, or one for each")
     record = meta.spaced_steps(1, config.learner_steps, 120)
     for system, shared in ("learner", True), ("own_biases", False):
         generator = generator_for(config, "learners")
@@ -256,8 +244,7 @@ def bandit(config, checkpoint):
                                      distribution.rates)
         results.add(system, record, distribution.strength(J))
 
-    # online: REINFORCE with one trial a step
-    results.phase("online Learner")
+    results.phase("online Learner: REINFORCE with one trial a step")
     online = learners.OnlineLearner(
         config.learner_lr, config.init_std, generator_for(config, "online"))
     stream = tasks.ContextualBandit(*size, config.learner_steps, config.skew)
@@ -266,20 +253,17 @@ def bandit(config, checkpoint):
     strength, _ = stream.inner_loop(online, *episodes)
     results.add("online", record, strength[record])
 
-    # the Meta-Learner's outer loop
     results.phase("outer loop")
     model = new_meta_learner(config, distribution, meta.MetaAgent, entropy=config.entropy)
     predictors = dict(none=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
     targets = dict(strength=correct)
     measure_outer_loop(config, distribution, targets, predictors, results, checkpoint)
 
-    # what the Meta-Learner and Bayes learn within the same episodes
-    results.phase("probes")
+    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
     episodes = measure_inner_loops(config, distribution, correct, predictors, results)
     results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
 
-    # the policy fitted to the first t trials that Bayes played, for each t, and Bayes on the same
-    results.phase("fitted Learners")
+    results.phase("policies fitted to the first t trials that Bayes played, and Bayes on the same")
     trials, few = meta.spaced_steps(1, config.trials, 12), config.fitted_episodes
     renamed, contexts, uniforms = (part[:, :few].flatten(0, 1) for part in episodes)
     actions, rewards, J = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms,
@@ -399,8 +383,8 @@ def read_waves(distribution, f, at, W):
 
 def captured_on(episodes, distribution, predictors):
     """κ on some episodes. predictors: none, meta and bayes, in this order."""
-    return learners.captured_fraction(*(distribution.score(predictor, *episodes).mean().item()
-                                        for predictor in predictors.values()))
+    return learners.captured_fraction(*(distribution.score(predictor, *episodes).mean(1)
+                                        for predictor in predictors.values()))[0]
 
 def measure_outer_loop(config, distribution, targets, predictors, results, checkpoint):
     """Trains the Meta-Learner. Meanwhile measures κ on held-out tasks, and strengths at the last
@@ -460,7 +444,7 @@ def summarize(results):
     """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
     losses = [torch.from_numpy(results[f"performance/{system}"])
               for system in ("none", "meta", "bayes")]
-    captured, *captured_ci = learners.captured_interval(*(loss.mean(1) for loss in losses))
+    captured, *captured_ci = learners.captured_fraction(*(loss.mean(1) for loss in losses))
     excess = [loss[:, -1].mean().item() - results["best"].item() for loss in losses[1:]]
     if "shared_answers" in results:                       # rewards are too coarse so near to 1
         excess = [1 - results[f"{system}/strength"][-1].mean() for system in ("meta", "bayes")]
@@ -640,13 +624,10 @@ def run_experiment(config, folder):
 
 def keep_freed_memory():
     """Asks glibc to keep freed memory. By default it returns large blocks to the system and fetches
-    them again at every outer step, which took 15% of its time in linreg."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)                               # M_MMAP_MAX
-        libc.mallopt(-1, -1)                              # M_TRIM_THRESHOLD
-    except (AttributeError, OSError, TypeError):
-        pass                                              # another C library: only slower
+    them again at every outer step, which takes 6% to 25% of the time."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):     # another C library: no matter
+        ctypes.CDLL(None).mallopt(-4, 0)                  # M_MMAP_MAX
+        ctypes.CDLL(None).mallopt(-1, -1)                 # M_TRIM_THRESHOLD
 
 def save(figure, path):
     """Saves a figure as PNG and PDF."""

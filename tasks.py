@@ -254,7 +254,7 @@ class ContextualBandit:
     5 contexts and 5 actions; 60 trials are our choice.
 
     A predictor is an agent: begin(B, distribution) starts B episodes; policy(context) gives the
-    probabilities of actions (B, A) in a context (B,), and changes nothing that the agent has learned;
+    probabilities of actions (B, A) in a context (B,), without learning from it; then
     observe(context, action, reward), (B,) each, ends a trial in the context that was asked last.
     """
 
@@ -321,7 +321,7 @@ class ContextualBandit:
         """Measures what an agent has learned, on episodes from `evaluation_episodes`. Returns
         strengths (T + 1, N, E, C) and R^2 = 1 (T + 1,), because a policy is read directly."""
         flat = [part.flatten(0, 1) for part in (renamed, contexts, uniforms)]
-        J = in_chunks(lambda *episodes: self.play(agent, *episodes, probe=True)[2], *flat, size=2048)
+        J = in_chunks(lambda *parts: self.play(agent, *parts, probe=True)[2], *flat, size=2048)
         strength = self.strength(J).unflatten(0, renamed.shape[:2]).movedim(2, 0)
         return strength, torch.ones(len(strength))
 
