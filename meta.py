@@ -53,8 +53,8 @@ class Network(nn.Module):
 
 class Attention(nn.Module):
     """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
-    outputs (B, T, H) and the state, here the keys and values of each layer (2, B, t, H) and the last
-    input (1, B, 1, H). Each input is shown together with the one before, so x_{t-1} meets its
+    outputs (B, T, H) and the state, here the keys and values of each layer (2, B, t, H) and the
+    last input (1, B, 1, H). Each input is shown together with the one before, so x_{t-1} meets its
     y_{t-1}. Without that, with learned positions or none, waves are hardly learned (ours)."""
 
     def __init__(self, hidden, layers):

@@ -86,10 +86,10 @@ QUICK = dict(                                             # where --quick differ
     linreg=dict(singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800,
                 learner_hidden=2),
-    nonlinreg=dict(frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1800,
+    nonlinreg=dict(frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1500,
                    muon_lr=0.1, adam_lr=0.01, learner_steps=400, learner_inits=4,
                    online_steps=3000, fitted_episodes=6),
-    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=800,
+    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800))
 ATTENTION = dict(                                         # where --core attention differs
     linreg=dict(outer_steps=2200), nonlinreg=dict(outer_steps=2000), bandit=dict(outer_steps=260))
@@ -146,7 +146,7 @@ def linreg(config, checkpoint):
     results.phase("what the Meta-Learner and Bayes learn within the same episodes")
     _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
 
-    results.phase("Learners fitted to the first t trials for each t, and Bayes on the same episodes")
+    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same")
     trials, few = meta.spaced_steps(1, config.trials, 10), config.fitted_episodes
     maps = learners.fitted_linear_network(x[:, :few], y[:, :few], trials, init_scale=u0,
                                           hidden=width, generator=generator_for(config, "learners"))
@@ -214,7 +214,7 @@ def nonlinreg(config, checkpoint):
     results.phase("what the Meta-Learner and Bayes learn within the same episodes")
     _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
 
-    results.phase("Learners fitted to the first t trials for each t, and Bayes on the same episodes")
+    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same")
     trials, few = meta.spaced_steps(1, config.trials, 8), config.fitted_episodes
     x, y, generator = x[:, :few, :, 0], y[:, :few, :, 0], generator_for(config, "learners")
     f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps],

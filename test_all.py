@@ -586,7 +586,7 @@ def test_attention_hardly_learns_waves_unless_each_trial_is_shown_with_the_one_b
     intact, alone = (small_meta(distribution, 32, core="attention", encoder_width=32)
                      for _ in range(2))
     alone.core.shift.register_forward_hook(lambda module, inputs, output: 0 * output)
-    kappa = [against_bayes(distribution, trained(distribution, model, 400, muon_lr=0.02,
+    kappa = [against_bayes(distribution, trained(distribution, model, 300, muon_lr=0.02,
                                                  adam_lr=0.003))[0] for model in (intact, alone)]
     assert kappa[0] > 0.5 and kappa[1] < 0.2
 
@@ -772,18 +772,24 @@ def test_a_loss_or_gradient_that_is_not_finite_names_the_outer_step(broken):
     with pytest.raises(FloatingPointError, match="outer step 7"):
         meta.train(model, LINEAR, 20, 1, seeded(), "adam")
 
-def test_all_families_and_seeds_make_one_overview_and_are_run_but_once(runs, tmp_path, monkeypatch):
-    for family in TINY:
-        shutil.copytree(runs[family], tmp_path / family / "skew0" / "seed0")
+@pytest.mark.parametrize("family, options", [("all", dict(seeds=2)), ("linreg", dict(skew=[0, 1]))])
+def test_several_runs_make_one_overview_and_are_run_but_once(
+        family, options, runs, tmp_path, monkeypatch):
+    for name in TINY:                                     # these are complete already
+        shutil.copytree(runs[name], tmp_path / name / "seed0")
+    shutil.copytree(runs["linreg"], tmp_path / "skew0")
     monkeypatch.setattr(metadyn, "QUICK", TINY)
-    several = metadyn.run("all", quick=True, device="cpu", seeds=2, skew=[0, 1], out=tmp_path)
+    options = dict(options, quick=True, device="cpu", out=tmp_path)
+    first, second, *_ = (results.summary["captured"] for results in metadyn.run(family, **options))
     overview = (tmp_path / "overview.csv").read_text()
-    a, b = (several[i].summary["captured"] for i in (0, 1))
-    row, = (row for row in overview.splitlines() if row.startswith("linreg,0.0,captured,"))
-    mean, sd = map(float, row.split(",")[3:5])
-    assert mean == pytest.approx((a + b) / 2) and sd == pytest.approx(abs(a - b) / 2 ** 0.5) != 0
+    rows = [row.split(",") for row in overview.splitlines() if "0,captured," in row]
+    assert {row[0] for row in rows} == set(TINY if family == "all" else [family])
+    if family == "all":
+        mean, sd = map(float, rows[0][3:5])
+        assert [mean, sd] == pytest.approx([(first + second) / 2, abs(first - second) / 2 ** 0.5])
+    assert first != second                                # another seed or skew, another number
     monkeypatch.setattr(metadyn, "measure_outer_loop", None)          # nothing is trained again
-    metadyn.run("all", quick=True, device="cpu", seeds=2, skew=[0, 1], out=tmp_path)
+    metadyn.run(family, **options)
     assert (tmp_path / "overview.csv").read_text() == overview
 
 @pytest.mark.parametrize("family, settings", [
@@ -831,72 +837,30 @@ def test_the_other_code_of_the_readme_runs(tmp_path, monkeypatch):
         exec(code, {"__name__": "example"})
     assert len(ANSWERS) == 8 and len(CODE) == 10
 
-# what the README says; <family number> is a number of the runs, in tables with its deviation
-TOLD = """
-The Learner's index is <linreg learner/staggering>
-and its concordance <linreg learner/concordance>
-The Meta-Learner's index is <linreg meta/staggering> and Bayes' is <linreg bayes/staggering>
-of latest to earliest is <linreg learner/within> for the Learner, <linreg meta/within>
-for the Meta-Learner and <linreg bayes/within>
-both have a concordance of <linreg meta/concordance>
-their log half-times correlate at <linreg follows_bayes/1>
-(strongest mode) to <linreg follows_bayes/5>
-(below) does even better, at <linreg fitted_follows_bayes/1>
-for waves it does not (<nonlinreg fitted_follows_bayes/1>
-against the Meta-Learner's <nonlinreg follows_bayes/1>
-*Knock-outs.* With one layer the index is <linreg one_layer/staggering>
-a large initialization it is <linreg large_start/staggering> (but <linreg large_start/within>
-On fresh tasks it captures κ = <linreg captured>
-at the last trial, its error above the noise is <linreg last_excess>
-is as staggered as before (<linreg online/staggering>
-Bayes does, and is concurrent (<linreg fitted/staggering>
-and 1, Bayes' index is <nonlinreg bayes/staggering>, <nonlinreg@0.5 bayes/staggering>
-and <nonlinreg@1.0 bayes/staggering>, and the Meta-Learner's is <nonlinreg meta/staggering>
-<nonlinreg@0.5 meta/staggering> and <nonlinreg@1.0 meta/staggering>
-with a concordance of <nonlinreg@1.0 meta/concordance>
-<nonlinreg@1.0 bayes/concordance>
-at skew 1 Bayes has <linreg@1.0 bayes/staggering>
-and the Meta-Learner <linreg@1.0 meta/staggering>
-concurrent over its own steps (<linreg maml/staggering>
-trained at skew 1, staggered (<linreg@1.0 maml/staggering>
-its index is <nonlinreg learner/staggering> and its concordance <nonlinreg learner/concordance>
-ReLU, has no such preference (<nonlinreg fourier/staggering>
-Online (<nonlinreg online/staggering>) or fitted (<nonlinreg fitted/staggering>
-against Bayes' <nonlinreg bayes_as_fitted/staggering>
-3.7.) The Meta-Learner's index is <nonlinreg meta/staggering> with κ = <nonlinreg captured>
-and Bayes' is <nonlinreg bayes/staggering>
-The Learner's index is <bandit learner/staggering>
-*Knock-out:* with a separate bias for each context it is <bandit own_biases/staggering>
-The Meta-Learner's is <bandit meta/staggering> and Bayes' is <bandit bayes/staggering>
-<linreg learner/staggering> | <nonlinreg learner/staggering> | <bandit learner/staggering>
-<linreg meta/staggering> | <nonlinreg meta/staggering> | <bandit meta/staggering>
-<linreg bayes/staggering> | <nonlinreg bayes/staggering> | <bandit bayes/staggering>
-<linreg meta/within> | <nonlinreg meta/within> | <bandit meta/within>
-<linreg one_layer/staggering> | <nonlinreg fourier/staggering> | <bandit own_biases/staggering>
-<linreg online/staggering> | <nonlinreg online/staggering> | <bandit online/staggering>
-<linreg fitted/staggering> | <nonlinreg fitted/staggering> | <bandit fitted/staggering>
-<linreg captured> | <nonlinreg captured> | <bandit captured>
-<linreg last_excess> | <nonlinreg last_excess> | both near 0
-**The bandit's concordance.** The Learner's is <bandit learner/concordance>
-share an action would score <bandit ceiling/concordance>
-"""
+CLAIMS = ["learner/staggering", "meta/staggering", "bayes/staggering", "meta/within",
+          "{}/staggering", "online/staggering", "fitted/staggering", "captured", "last_excess"]
+REMOVED = dict(linreg="one_layer", nonlinreg="fourier", bandit="own_biases")
+ELSEWHERE = {"0.001", "10.5", "0.991", "0.955", "0.943", "0.904"}     # settings, and single runs
 
-def test_every_number_in_the_text_of_the_readme_is_that_of_the_runs():
-    runs = {}
+def test_the_numbers_of_the_readme_are_those_of_the_runs():
+    runs, known = {}, {family: set(ELSEWHERE) for family in TINY}
     for file in "overview", "dial":                       # eight seeds, and seed 11 with a skew
-        for row in csv.DictReader((HERE / f"figures/{file}.csv").open(encoding="utf-8")):
-            family = row["family"] + ("" if float(row["skew"]) == 0 else f"@{row['skew']}")
-            runs.setdefault((family, row["number"].removeprefix("systems/")), row)
-
-    def written(family, number, with_deviation):
-        row = runs[family, number]
-        form = "{:.3f}".format if number == "captured" else metadyn.format_number
-        bound = runs.get((family, number.replace("/staggering", "/lower_bound")), row)
-        words = "at least " if bound is not row and float(bound["mean"]) > 0 else ""
-        words += form(float(row["mean"]))
-        return words + f" ± {form(float(row['sd']))}" if with_deviation else words
-
-    text = " ".join(README.split())
-    for line in TOLD.strip().splitlines():
-        words = re.sub(r"<(\S+) (\S+)>", lambda m: written(*m.groups(), " | " in line), line)
-        assert words in text, words
+        for row in csv.DictReader((HERE / f"figures/{file}.csv").read_text("utf-8").splitlines()):
+            family, _, number, *values = row.values()
+            form = "{:.3f}".format if number == "captured" else metadyn.format_number
+            values = [form(float(value)) for value in values if value not in ("True", "False")]
+            runs.setdefault((family, number.removeprefix("systems/")), values)
+            known[family].update(values)
+    table = re.findall(r"^\|.*±.*\|$", README, re.MULTILINE)          # cell by cell: mean ± sd
+    for line, claim in zip(table, CLAIMS, strict=True):
+        for family, cell in zip(TINY, line.strip(" |").split(" | ")[2:], strict=True):
+            name = claim.format(REMOVED[family])
+            bound = runs.get((family, name.replace("staggering", "lower_bound")), ["0.00"])
+            words = "at least " * (claim.startswith("online") and bound[0] != "0.00")
+            assert cell in (words + " ± ".join(runs[family, name][:2]), "both near 0")
+    sections = re.split("\n## |<summary>", README)        # elsewhere: any number of the families
+    for title, families in (("The result", ["linreg"]), ("Why", ["linreg"]), ("Whose", TINY),
+                            ("Waves", ["nonlinreg"]), ("Bandits", ["bandit"]), ("Further", TINY)):
+        text, = (section for section in sections if section.startswith(title))
+        numbers = re.findall(r"(?<![\d.])(?:\d+\.\d\d+|\d\d+\.\d)(?![\d.])", text)
+        assert set(numbers) <= set().union(*(known[family] for family in families)), title
