@@ -34,54 +34,39 @@ import tasks
 
 # ---------------------------------------------------------------- settings
 POSITIVE = 1e-9                                           # a lower bound that means "more than 0"
-SETTINGS = dict(                                          # type or choices, lower bound, help
-    seeds=(int, 1, "how many seeds, in a run each"),
-    seed=(int, 0, "seed of all random numbers, or the first of several"),
-    device=(("auto", "cpu", "cuda", "mps"), None, "for the Meta-Learner"),
-    skew=(float, 0, "how strongly the task distribution prefers the first modes"),
-    core=(("lstm", "attention"), None, "core of the Meta-Learner"),
-    hidden=(int, 1, "units of the core"),
-    layers=(int, 1, "layers of the core"),
-    encoder_width=(int, 0, "ReLU units before the core, 0 for none"),
-    outer_steps=(int, 1, "updates of the Meta-Learner's weights"),
-    batch=(int, 1, "episodes in an outer step"),
-    outer_optimizer=(("muon", "adam"), None, "optimizer of the outer loop"),
-    muon_lr=(float, POSITIVE, "peak learning rate of Muon, for the core's matrices"),
-    adam_lr=(float, POSITIVE, "peak learning rate of Adam, for the rest or for all"),
-    entropy=(float, 0, "initial weight of the entropy bonus, which falls to zero"),
-    trials=(int, 2, "trials in an episode"),
-    noise=(float, 0, "standard deviation of the noise on y"),
-    singular_values=(float, POSITIVE, "of the evaluation tasks"),
-    frequencies=(int, 2, "the task distribution has frequencies 1 to this"),
-    contexts=(int, 1, "contexts"),
-    actions=(int, 2, "actions in each context"),
-    eval_tasks=(int, 2, "evaluation tasks, the same for every system"),
-    eval_episodes=(int, 2, "episodes of each evaluation task"),
-    test_tasks=(int, 2, "held-out tasks on which κ is measured"),
-    learner_inits=(int, 1, "initializations of the Learner for each task"),
-    learner_lr=(float, POSITIVE, "step size of the Learner (of Adam, for ReLU networks)"),
-    learner_steps=(int, 1, "gradient steps of the Learner, and trials of the bandit's online one"),
-    online_steps=(int, 1, "trials of the online Learner, one a step"),
-    learner_hidden=(int, 1, "hidden units of the Learner, in each layer"),
-    init_scale=(float, POSITIVE, "strength of each mode at the start of the Learner"),
-    init_std=(float, 0, "standard deviation of the Learner's initial logits"),
-    fitted_episodes=(int, 1, "episodes of each task for the fitted Learner"))
-
-COMMON = dict(seed=0, device="auto", skew=0.0, core="lstm", hidden=128, layers=2, encoder_width=0,
-              batch=128, outer_optimizer="muon", eval_episodes=256, test_tasks=4096)
-DEFAULTS = dict(
-    linreg=COMMON | dict(
-        outer_steps=3600, muon_lr=0.045, adam_lr=0.006, trials=20, noise=0.1, eval_tasks=16,
-        singular_values=[1.6, 1.2, 0.9, 0.6, 0.3], learner_inits=8, learner_lr=0.02,
-        learner_steps=1500, learner_hidden=5, init_scale=1e-3, fitted_episodes=16),
-    nonlinreg=COMMON | dict(
-        outer_steps=3000, muon_lr=0.06, adam_lr=0.005, encoder_width=64, trials=40, noise=0.1,
-        frequencies=5, eval_tasks=8, learner_inits=8, learner_lr=3e-3, learner_steps=800,
-        online_steps=8000, learner_hidden=64, fitted_episodes=12),
-    bandit=COMMON | dict(
-        hidden=96, layers=1, batch=256, outer_steps=1000, muon_lr=0.05, adam_lr=0.02, entropy=0.02,
-        trials=60, contexts=5, actions=5, eval_tasks=64, learner_inits=32, learner_lr=0.5,
-        learner_steps=2000, init_std=0.1, fitted_episodes=16))
+SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, nonlinreg, bandit, help
+    seeds=(int, 1, 3 * (None,), "how many seeds, each in a run of its own"),
+    seed=(int, 0, (0, 0, 0), "seed of all random numbers, or the first of several"),
+    device=(("auto", "cpu", "cuda", "mps"), None, 3 * ("auto",), "for the Meta-Learner"),
+    skew=(float, 0, (0.0, 0.0, 0.0), "how strongly the task distribution prefers the first modes"),
+    core=(("lstm", "attention"), None, 3 * ("lstm",), "core of the Meta-Learner"),
+    hidden=(int, 1, (128, 128, 96), "units of the core"),
+    layers=(int, 1, (2, 2, 1), "layers of the core"),
+    encoder_width=(int, 0, (0, 64, 0), "ReLU units before the core, 0 for none"),
+    outer_steps=(int, 1, (3600, 3000, 1000), "updates of the Meta-Learner's weights"),
+    batch=(int, 1, (128, 128, 256), "episodes in an outer step"),
+    outer_optimizer=(("muon", "adam"), None, 3 * ("muon",), "optimizer of the outer loop"),
+    muon_lr=(float, POSITIVE, (0.045, 0.06, 0.05), "peak rate of Muon, for the core's matrices"),
+    adam_lr=(float, POSITIVE, (0.006, 0.005, 0.02), "peak rate of Adam, for the rest or for all"),
+    entropy=(float, 0, (None, None, 0.02), "initial weight of the entropy bonus; it falls to 0"),
+    singular_values=(float, POSITIVE, ([1.6, 1.2, 0.9, 0.6, 0.3], None, None),
+                     "of the evaluation tasks"),
+    frequencies=(int, 2, (None, 5, None), "the task distribution has frequencies 1 to this"),
+    contexts=(int, 1, (None, None, 5), "contexts"),
+    actions=(int, 2, (None, None, 5), "actions in each context"),
+    trials=(int, 2, (20, 40, 60), "trials in an episode"),
+    noise=(float, 0, (0.1, 0.1, None), "standard deviation of the noise on y"),
+    eval_tasks=(int, 2, (16, 8, 64), "evaluation tasks, the same for every system"),
+    eval_episodes=(int, 2, (256, 256, 256), "episodes of each evaluation task"),
+    test_tasks=(int, 2, (4096, 4096, 4096), "held-out tasks on which κ is measured"),
+    learner_inits=(int, 1, (8, 8, 32), "initializations of the Learner for each task"),
+    learner_lr=(float, POSITIVE, (0.02, 3e-3, 0.5), "step size of the Learner, for waves of Adam"),
+    learner_steps=(int, 1, (1500, 800, 2000), "steps of the Learner; bandit: also online"),
+    online_steps=(int, 1, (None, 8000, None), "trials of the online Learner, one a step"),
+    learner_hidden=(int, 1, (5, 64, None), "hidden units of the Learner, in each layer"),
+    init_scale=(float, POSITIVE, (1e-3, None, None), "each mode's strength at the start"),
+    init_std=(float, 0, (None, None, 0.1), "standard deviation of the Learner's initial logits"),
+    fitted_episodes=(int, 1, (16, 12, 16), "episodes of each task for the fitted Learner"))
 QUICK = dict(                                             # where --quick differs
     linreg=dict(singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800,
@@ -308,7 +293,7 @@ class Results(dict):
     outer_loop/step (P,), strength (P, N, E, K), captured (P,), equal (P, K, E, K)
     modes (K,)                                         their names
     ood/scale (S,), captured (S,)                      κ on larger and smaller tasks
-    Attributes: config; of a complete run also summary and folder.
+    Attributes: config; of a complete run also summary.
     """
 
     def __init__(self, config, **arrays):
@@ -551,6 +536,9 @@ def sharing_panel(results, system):
 
 # ---------------------------------------------------------------- from a command to its results
 FAMILIES = dict(linreg=linreg, nonlinreg=nonlinreg, bandit=bandit)
+DEFAULTS = {family: {name: values[i] for name, (_, _, values, _) in SETTINGS.items()
+                     if values[i] is not None} for i, family in enumerate(FAMILIES)}
+SHARED = "seed", "device", "skew", "core", "outer_steps", "outer_optimizer"        # for `all`
 
 def run(family, **options):
     """Does what `python metadyn.py FAMILY` does, with its options as arguments, for example
@@ -575,7 +563,7 @@ def carry_out(words):
     options = vars(make_parser().parse_args(words))
     family, out, quick, fresh = map(options.pop, ("family", "out", "quick", "fresh"))
     for name, value in options.items():
-        kind, low, _ = SETTINGS[name]
+        kind, low, _, _ = SETTINGS[name]
         if kind in (int, float) and not all(low <= x < 2 ** 31 for x in np.atleast_1d(value)):
             least = "more than 0" if low == POSITIVE else f"at least {low}"
             raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be {least} "
@@ -727,7 +715,7 @@ def make_parser():
         sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
         sub.add_argument("--out", help=f"results folder (default: runs/{family}[-quick])")
         for name, default in defaults.items():
-            kind, _, about = SETTINGS[name]
+            kind, _, _, about = SETTINGS[name]
             rules = dict(type=kind, metavar="X")
             if isinstance(kind, tuple):
                 rules = dict(choices=kind, metavar="|".join(kind))
@@ -736,8 +724,6 @@ def make_parser():
             sub.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, **rules,
                              help=f"{about} (default: {default})")
     return parser
-
-SHARED = "seed", "device", "skew", "core", "outer_steps", "outer_optimizer"        # for `all`
 
 def configure(family, quick=False, **given):
     """The settings of a run: the defaults of its family, then what --quick and others change, then
@@ -761,7 +747,7 @@ def prepare(config, folder, fresh):
     """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
     Raises Mistake."""
     path = folder / "config.json"
-    wanted = dict(vars(config), device=None)      # another device may resume a run
+    wanted = dict(vars(config), edition=4, device=None)   # another device may resume a run
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fresh or not path.exists():                    # what lies there has other settings

@@ -300,8 +300,8 @@ class ContextualBandit:
                     agent.policy(torch.full_like(answers[:, 0], c)).gather(1, correct[:, c, None])
                     for c in range(self.contexts)], 1))
             if t < self.trials:
-                policy = agent.policy(contexts[:, t])
-                actions.append(sample_actions(policy, uniforms[:, t]))
+                policy = agent.policy(contexts[:, t]).cumsum(-1)            # inverse transform
+                actions.append((policy[:, :-1] <= uniforms[:, t, None] * policy[:, -1:]).sum(-1))
                 rewards.append((actions[-1] == answers[:, t]).float())
                 agent.observe(contexts[:, t], actions[-1], rewards[-1])
         return torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(J, 1) if J else None
@@ -345,11 +345,6 @@ class ContextualBandit:
 def shared_answers(correct):
     """For each context, in how many its correct action is correct: (..., C) to (..., C)."""
     return (correct[..., :, None] == correct[..., None, :]).sum(-1)
-
-def sample_actions(policy, uniforms):
-    """Samples actions (B,) from policies (B, A) by inverse transform of uniforms (B,)."""
-    total = policy.sum(-1, keepdim=True)
-    return (policy.cumsum(-1)[:, :-1] <= uniforms[:, None] * total).sum(-1)
 
 class UniformAgent:
     """Never learns: it chooses every action with the same probability."""
