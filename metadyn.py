@@ -430,9 +430,9 @@ def summarize(results):
     losses = [torch.from_numpy(results[f"performance/{system}"])
               for system in ("none", "meta", "bayes")]
     captured, *captured_ci = learners.captured_fraction(*(loss.mean(1) for loss in losses))
-    excess = [loss[:, -1].mean().item() - results["best"].item() for loss in losses[1:]]
+    excess = [loss[:, -1].mean() - results["best"].item() for loss in losses[1:]]
     if "shared_answers" in results:                       # rewards are too coarse so near to 1
-        excess = [1 - results[f"{system}/strength"][-1].mean() for system in ("meta", "bayes")]
+        excess = [1 - results.tensors(system)[0][-1].mean() for system in ("meta", "bayes")]
     step = torch.from_numpy(results["outer_loop/step"])
     # one training: its tasks are the repeats
     strength = torch.from_numpy(results["outer_loop/strength"]).flatten(1, 2)[:, None]
@@ -446,7 +446,7 @@ def summarize(results):
     return dict(
         systems={system: learners.describe(*results.tensors(system))
                  for system in results.systems()},
-        captured=captured, captured_ci=captured_ci, last_excess=float(excess[0] / excess[1]),
+        captured=captured, captured_ci=captured_ci, last_excess=(excess[0] / excess[1]).item(),
         follows_bayes=learners.half_time_correlation(meta_learner, *bayes).tolist(),
         fitted_follows_bayes=learners.half_time_correlation(fitted, *same_episodes).tolist(),
         against_bayes=learners.half_time_ratio(meta_learner, *bayes).tolist(),
@@ -509,8 +509,9 @@ def figures(results):
              strength=results["outer_loop/strength"].mean((1, 2))),
         dict(steps, title="Captured fraction κ", labels=["κ"],
              strength=results["outer_loop/captured"][:, None]),
-        dict(time=np.arange(len(curves)), title="Held-out tasks", labels=names, strength=curves,
-             theory=np.full((len(curves), 1), results["best"]), axes=axes)],
+        dict(time=np.arange(len(curves)), title="Held-out tasks", strength=curves, axes=axes,
+             labels=["Never learns", "Meta-Learner", "Bayes-optimal"],
+             theory=np.full((len(curves), 1), results["best"]))],
         f"{seed} · dashed: best possible")
     return drawn
 

@@ -81,11 +81,13 @@ def dynamics(panels, caption="", height=3.1):
         if time[-1] > time[0]:
             axes = dict(xlim=(time[0], time[-1])) | axes
         ylabel = "" if i % columns else "mode strength"
-        ax.set(title=title, **dict(xscale="log" if log else "linear", ylabel=ylabel) | axes)
+        ax.set(title=title, **dict(ylabel=ylabel) | axes)
         if log:
+            ax.set_xscale("log")
             ax.xaxis.set_major_formatter("{x:g}")
         # a legend at the end of the first row, and wherever the labels change
-        if i + 1 == columns or list(panel["labels"]) != list(panels[i - 1]["labels"]):
+        changed = i + 1 == columns or list(panel["labels"]) != list(panels[i - 1]["labels"])
+        if changed and len(panel["labels"]) > 1:
             ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

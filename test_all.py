@@ -792,12 +792,13 @@ def test_several_runs_make_one_overview_and_are_run_but_once(
     metadyn.run(family, **options)
     assert (tmp_path / "overview.csv").read_text() == overview
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("family, settings", [
     ("linreg", dict(singular_values=2.0, trials=2, core="attention", noise=0.0)),
     ("linreg", dict(singular_values=[1.0] * 6, skew=1.0, fitted_episodes=1, learner_inits=1)),
     ("nonlinreg", dict(frequencies=3, trials=2, skew=0.5, noise=0.0, fitted_episodes=99)),
     ("nonlinreg", dict(batch=1, outer_steps=1, learner_steps=1, online_steps=1)),
-    ("bandit", dict(contexts=1, core="attention", outer_optimizer="adam")),
+    ("bandit", dict(contexts=1, actions=2, core="attention", outer_optimizer="adam")),
     ("bandit", dict(actions=2, skew=1.0, learner_steps=1, outer_steps=1))])
 def test_other_settings_are_carried_out_without_a_warning(family, settings, tmp_path):
     results = metadyn.run(family, out=tmp_path, **TINY[family] | settings)
