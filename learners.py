@@ -42,9 +42,8 @@ class Muon(torch.optim.Optimizer):
     the gates of an LSTM). torch.optim.Muon works in bfloat16, which is coarser and often slower.
     """
 
-    USUAL = (3.4445, -4.7750, 2.0315)
-
-    def __init__(self, parameters, lr, coefficients=USUAL, iterations=5, stacked=1):
+    def __init__(self, parameters, lr, coefficients=(3.4445, -4.7750, 2.0315), iterations=5,
+                 stacked=1):
         super().__init__(parameters, dict(lr=lr, stacked=stacked))
         self.coefficients, self.iterations = coefficients, iterations
 
@@ -103,7 +102,6 @@ def initial_layers(target, start, init_scale, hidden, generator):
         return [(2 * torch.rand(*batch, *shape, **kind) - 1) / shape[1] ** 0.5 for shape in shapes]
     return [scale * torch.randn(*batch, *shape, **kind) for shape in shapes]
 
-@torch.enable_grad()
 def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5, optimizer="sgd",
                    generator=None, online_noise=None):
     r"""Trains one linear network per target: two layers, or one if start="one layer".
@@ -181,7 +179,6 @@ def one_layer_theory(s, w0, t):
     return w0 * decay + s * (1 - decay)
 
 # ---------------------------------------------------------------- ReLU networks
-@torch.enable_grad()
 def relu_network(x, y, lr, record, hidden=64, layers=4, at=None, generator=None, online=False):
     r"""Trains one ReLU network per data set with Adam: L = mean over points of (f(x) - y)^2, or
     online, step t on point t alone. Without points nothing changes.
@@ -225,7 +222,7 @@ def reward_gradient(logits, correct, rates):
     target = torch.zeros_like(policy).scatter(-1, correct[..., None], 1.0)
     return rates[:, None] * J * (target - policy)
 
-def policy_gradient(correct, logits, lr, record, shared=True, rates=None):
+def policy_gradient(correct, logits, lr, record, rates, shared=True):
     """Exact gradient ascent on the expected reward of contextual bandits with the policy
     softmax(W e_c + b). W starts at `logits` and b at zero.
 
@@ -235,11 +232,9 @@ def policy_gradient(correct, logits, lr, record, shared=True, rates=None):
     two actions with different correct ones, in time lr / C (derived here),
     dJ_1/dt = 2 g_1 (2 g_1 - g_2) with g_c = J_c (1 - J_c), and the same with 1 and 2 exchanged.
 
-    correct: (..., C); logits: (..., C, A); rates: (C,), by default equal; record: as in
+    correct: (..., C); logits: (..., C, A); rates: (C,), of the contexts; record: as in
     `linear_network`. Returns J (R, ..., C), the probability of the correct action.
     """
-    if rates is None:
-        rates = torch.ones(correct.shape[-1]) / correct.shape[-1]
     W = logits
     b = torch.zeros_like(logits[..., :1, :] if shared else logits)
     probabilities, recorded = [], set(record)
@@ -252,7 +247,6 @@ def policy_gradient(correct, logits, lr, record, shared=True, rates=None):
         b = b + lr * (gradient.sum(-2, keepdim=True) if shared else gradient)
     return torch.stack(probabilities)
 
-@torch.enable_grad()
 def fitted_policy(contexts, actions, rewards, trials, logits):
     """Fits the policy softmax(W e_c + b) by maximum likelihood, in 200 steps of Adam, to whether
     the chosen action paid in the first t trials of each episode, for each t in `trials` (Q,).
@@ -358,29 +352,26 @@ def staggering_within(strength, time):
     return index.unflatten(0, repeats.shape[1:3]).log().nanmean(1).exp()
 
 def ranks(values):
-    """Ranks along the last axis, (..., K) to (..., K), 0 for the smallest; ties share their mean
-    rank. nan, a mode that starts learned, ranks first."""
+    """Ranks along the last axis less their mean, (..., K) to (..., K); ties share their mean rank.
+    nan, a mode that starts learned, ranks first."""
     values = values.nan_to_num(nan=-torch.inf, posinf=torch.inf)
-    before = values[..., None, :] < values[..., :, None]
-    tied = values[..., None, :] == values[..., :, None]
-    return before.double().sum(-1) + (tied.double().sum(-1) - 1) / 2
+    before = (values[..., None, :] < values[..., :, None]).double()
+    return (before.sum(-1) - before.sum(-2)) / 2          # half of: how many before, less after
 
 def concordance(strength, time):
     """How much of the order of learning all repeats of a task share: the rank correlation of their
     half-times over all pairs, (N,). 1 is the same order every time, 0 is chance. It is (E W - 1) /
     (E - 1) with Kendall's W corrected for ties (Kendall & Babington Smith 1939); without ties it is
     the mean Spearman correlation. nan for one repeat, or if all half-times tie."""
-    half_times = half_time(four_axes(strength), time)
-    r = ranks(half_times) - (half_times.shape[-1] - 1) / 2          # (N, E, K), less their mean
+    r = ranks(half_time(four_axes(strength), time))                 # (N, E, K)
     own = r.square().sum((1, 2))
     pairs = r.sum(1).square().sum(-1) - own
     return pairs / ((r.shape[1] - 1) * own)
 
 def concordance_ceiling(groups):
     """The mean concordance of a fixed order of the groups (N, K), random within each group."""
-    r = ranks(groups) - (groups.shape[-1] - 1) / 2
     untied = (groups.shape[-1] ** 3 - groups.shape[-1]) / 12
-    return (r.square().sum(-1) / untied).mean().item()
+    return (ranks(groups).square().sum(-1) / untied).mean().item()
 
 def half_time_ratio(strength, other, time):
     """Half-time of one system over that of another on the same episodes, for each mode: the
@@ -391,13 +382,11 @@ def half_time_ratio(strength, other, time):
 def half_time_correlation(strength, other, time):
     """Correlation of the log half-times of two systems on the same episodes, for each mode: (K,).
     It takes all episodes in which both systems have a half-time. Both are (R, N, E, K)."""
-    correlations = []
-    logs = [half_time(s, time).flatten(0, 1).log() for s in (strength, other)]
-    for a, b in zip(logs[0].T, logs[1].T):
-        both = a.isfinite() & b.isfinite()
-        a, b = a[both] - a[both].mean(), b[both] - b[both].mean()
-        correlations.append((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
-    return torch.stack(correlations)
+    a, b = (half_time(s, time).flatten(0, 1).log() for s in (strength, other))
+    both = a.isfinite() & b.isfinite()
+    a, b = a.where(both, torch.nan), b.where(both, torch.nan)
+    a, b = a - a.nanmean(0), b - b.nanmean(0)
+    return (a * b).nansum(0) / (a.square().nansum(0) * b.square().nansum(0)).sqrt()
 
 def interval(values):
     """Mean of those values (N,) that are not nan, and mean ± 2 standard errors: three floats. The
@@ -412,9 +401,7 @@ def captured_fraction(none, meta, bayes):
     on the same episodes, (n,) each. nan where Bayes gains nothing."""
     gain = (none - bayes).mean()
     kappa = (none - meta).mean() / gain if gain else gain * math.nan
-    error = (none - meta) - kappa * (none - bayes)
-    half = 2 * error.std() / (len(error) ** 0.5 * gain.abs())
-    return kappa.item(), (kappa - half).item(), (kappa + half).item()
+    return interval(kappa + ((none - meta) - kappa * (none - bayes)) / gain)
 
 def describe(strength, time):
     """Summarizes a system's strengths, (R, N, E, K) or (R, K), in a dict. half_times (K,),

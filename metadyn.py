@@ -33,7 +33,7 @@ import plots
 import tasks
 
 # ---------------------------------------------------------------- settings
-POSITIVE = 1e-9                                           # a lower bound that means "more than 0"
+POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, nonlinreg, bandit, help
     seeds=(int, 1, 3 * (None,), "how many seeds, each in a run of its own"),
     seed=(int, 0, (0, 0, 0), "seed of all random numbers, or the first of several"),
@@ -46,7 +46,7 @@ SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, non
     outer_steps=(int, 1, (3600, 3000, 1000), "updates of the Meta-Learner's weights"),
     batch=(int, 1, (128, 128, 256), "episodes in an outer step"),
     outer_optimizer=(("muon", "adam"), None, 3 * ("muon",), "optimizer of the outer loop"),
-    muon_lr=(float, POSITIVE, (0.045, 0.06, 0.05), "peak rate of Muon, for the core's matrices"),
+    muon_lr=(float, POSITIVE, (0.045, 0.06, 0.05), "peak rate of Muon, for hidden matrices"),
     adam_lr=(float, POSITIVE, (0.006, 0.005, 0.02), "peak rate of Adam, for the rest or for all"),
     entropy=(float, 0, (None, None, 0.02), "initial weight of the entropy bonus; it falls to 0"),
     singular_values=(float, POSITIVE, ([1.6, 1.2, 0.9, 0.6, 0.3], None, None),
@@ -61,8 +61,8 @@ SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, non
     test_tasks=(int, 2, (4096, 4096, 4096), "held-out tasks on which κ is measured"),
     learner_inits=(int, 1, (8, 8, 32), "initializations of the Learner for each task"),
     learner_lr=(float, POSITIVE, (0.02, 3e-3, 0.5), "step size of the Learner, for waves of Adam"),
-    learner_steps=(int, 1, (1500, 800, 2000), "steps of the Learner; bandit: also online"),
-    online_steps=(int, 1, (None, 8000, None), "trials of the online Learner, one a step"),
+    learner_steps=(int, 1, (1500, 800, 2000), "gradient steps of the Learner"),
+    online_steps=(int, 1, (None, 8000, None), "trials of the online Learner (else: learner_steps)"),
     learner_hidden=(int, 1, (5, 64, None), "hidden units of the Learner, in each layer"),
     init_scale=(float, POSITIVE, (1e-3, None, None), "each mode's strength at the start"),
     init_std=(float, 0, (None, None, 0.1), "standard deviation of the Learner's initial logits"),
@@ -87,8 +87,7 @@ def linreg(config, checkpoint):
     results = Results(config, modes=[f"s = {s:g}" for s in config.singular_values],
                       best=config.noise ** 2)
     spectrum = torch.tensor(config.singular_values)
-    distribution = tasks.LinearRegression(
-        len(spectrum), config.noise, config.trials, config.skew)
+    distribution = tasks.LinearRegression(len(spectrum), config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(
         config.eval_tasks, spectrum, generator_for(config, "evaluation"))
 
@@ -121,15 +120,12 @@ def linreg(config, checkpoint):
     if len(s) <= width:
         results["learner/theory_half_times"] = learners.random_start_half_times(s, u0, width) / lr
 
-    results.phase("outer loop")                           # a control: all singular values are equal
+    # the Meta-Learner; as a control in its outer loop, tasks with equal singular values
     equal = tasks.random_orthogonal(len(spectrum), len(spectrum), generator_for(config, "control"))
     targets = dict(strength=W, equal=spectrum[:, None, None] * equal)
     model = new_meta_learner(config, distribution, meta.MetaLearner)
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
-    measure_outer_loop(config, distribution, targets, predictors, results, checkpoint)
-
-    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
-    _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
+    _, _, x, y = measure_both_loops(config, distribution, targets, predictors, results, checkpoint)
 
     results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same")
     trials, few = meta.spaced_steps(1, config.trials, 10), config.fitted_episodes
@@ -150,12 +146,10 @@ def linreg(config, checkpoint):
     results.add("maml_start", short, distribution.strength(maps, W[:, None]))
 
     results.phase("tasks with a smaller or larger spectrum than those of the outer loop")
-    results["ood/scale"], captured = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), []
-    for scale in results["ood/scale"].tolist():
-        scaled = (scale * W).repeat_interleave(64, 0)
-        test = distribution.episodes(scaled, generator_for(config, "ood"))
-        captured.append(captured_on(test, distribution, predictors))
-    results["ood/captured"] = captured
+    scales, many = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), W.repeat_interleave(64, 0)
+    tests = [distribution.episodes(x * many, generator_for(config, "ood")) for x in scales]
+    results["ood/scale"] = scales
+    results["ood/captured"] = [captured_on(test, distribution, predictors) for test in tests]
     return results
 
 def nonlinreg(config, checkpoint):
@@ -188,16 +182,12 @@ def nonlinreg(config, checkpoint):
     x, y = stream.episodes(W.repeat_interleave(inits, 0), generator)
     f = learners.relu_network(x[..., 0], y[..., 0], lr / 3, record, hidden=config.learner_hidden,
                               at=circle, generator=generator, online=True)
-    results.add("online", record,
-                read_waves(distribution, f.unflatten(1, (-1, inits)), circle, W))
+    results.add("online", record, read_waves(distribution, f.unflatten(1, (-1, inits)), circle, W))
 
-    results.phase("outer loop")
-    model = new_meta_learner(config, distribution, meta.MetaLearner)
+    # the Meta-Learner
+    targets, model = dict(strength=W), new_meta_learner(config, distribution, meta.MetaLearner)
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
-    measure_outer_loop(config, distribution, dict(strength=W), predictors, results, checkpoint)
-
-    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
-    _, _, x, y = measure_inner_loops(config, distribution, W, predictors, results)
+    _, _, x, y = measure_both_loops(config, distribution, targets, predictors, results, checkpoint)
 
     results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same")
     trials, few = meta.spaced_steps(1, config.trials, 8), config.fitted_episodes
@@ -214,8 +204,7 @@ def bandit(config, checkpoint):
     results = Results(config, modes=[f"context {c + 1}" for c in range(config.contexts)], best=1.0)
     size = config.contexts, config.actions
     distribution = tasks.ContextualBandit(*size, config.trials, config.skew)
-    correct = distribution.evaluation_tasks(
-        config.eval_tasks, generator_for(config, "evaluation"))
+    correct = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
     results["shared_answers"] = tasks.shared_answers(correct)
 
     results.phase("Learners: exact policy gradient with one bias for all contexts, or one for each")
@@ -223,10 +212,9 @@ def bandit(config, checkpoint):
     for system, shared in ("learner", True), ("own_biases", False):
         generator = generator_for(config, "learners")
         renamed = distribution.rename(correct, config.learner_inits, generator)
-        logits = config.init_std * torch.randn(
-            *renamed.shape, config.actions, generator=generator)
-        J = learners.policy_gradient(renamed, logits, config.learner_lr, record, shared,
-                                     distribution.rates)
+        logits = config.init_std * torch.randn(*renamed.shape, config.actions, generator=generator)
+        J = learners.policy_gradient(renamed, logits, config.learner_lr, record,
+                                     distribution.rates, shared)
         results.add(system, record, distribution.strength(J))
 
     results.phase("online Learner: REINFORCE with one trial a step")
@@ -238,28 +226,25 @@ def bandit(config, checkpoint):
     strength, _ = stream.inner_loop(online, *episodes)
     results.add("online", record, strength[record])
 
-    results.phase("outer loop")
+    # the Meta-Learner
     model = new_meta_learner(config, distribution, meta.MetaAgent, entropy=config.entropy)
     predictors = dict(none=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
     targets = dict(strength=correct)
-    measure_outer_loop(config, distribution, targets, predictors, results, checkpoint)
-
-    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
-    episodes = measure_inner_loops(config, distribution, correct, predictors, results)
+    episodes = measure_both_loops(
+        config, distribution, targets, predictors, results, checkpoint)
     results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
 
     results.phase("policies fitted to the first t trials that Bayes played, and Bayes on the same")
     trials, few = meta.spaced_steps(1, config.trials, 12), config.fitted_episodes
     renamed, contexts, uniforms = (part[:, :few].flatten(0, 1) for part in episodes)
-    actions, rewards, J = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms,
-                                            probe=True)
+    actions, rewards, _ = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms)
     logits = config.init_std * torch.randn(
         len(trials), len(renamed), *size, generator=generator_for(config, "learners"))
     policies = learners.fitted_policy(contexts, actions, rewards, trials, logits)
     chosen = renamed[..., None].expand(len(trials), -1, -1, 1)
-    for system, J in (("fitted", policies.gather(-1, chosen)[..., 0]),
-                      ("bayes_as_fitted", J[:, trials].movedim(1, 0))):
-        results.add(system, trials, distribution.strength(J).unflatten(1, (len(correct), -1)))
+    J = policies.gather(-1, chosen)[..., 0].unflatten(1, (len(correct), -1))
+    results.add("fitted", trials, distribution.strength(J))
+    results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
 
     # ceilings: Bayes against Bayes with other random choices, and a fixed order up to ties
     other_uniforms = torch.rand(episodes[2].shape, generator=generator_for(config, "ood"))
@@ -267,8 +252,7 @@ def bandit(config, checkpoint):
     results["ceiling/follows_bayes"] = learners.half_time_correlation(
         strength, *results.tensors("bayes"))
     if not config.skew:                                   # rates would break the ties
-        results["ceiling/concordance"] = learners.concordance_ceiling(
-            tasks.shared_answers(correct))
+        results["ceiling/concordance"] = learners.concordance_ceiling(tasks.shared_answers(correct))
     return results
 
 # ---------------------------------------------------------------- steps that experiments share
@@ -287,12 +271,13 @@ class Results(dict):
     """What a run measured: NumPy arrays by name. Print it to see the table.
 
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
-    SYSTEM/theory (R, K)                               its closed form, where there is one
+    SYSTEM/theory (R, K), theory_half_times (K,)       its closed forms, where there are any
     probe/SYSTEM (T + 1,)                              R^2 of the probe
     performance/SYSTEM (n, T), best ()                 loss or reward on new tasks, best possible
     outer_loop/step (P,), strength (P, N, E, K), captured (P,), equal (P, K, E, K)
     modes (K,)                                         their names
     ood/scale (S,), captured (S,)                      κ on larger and smaller tasks
+    shared_answers (N, K), ceiling/… (K,) and ()       of bandits; see `bandit`
     Attributes: config; of a complete run also summary.
     """
 
@@ -328,8 +313,7 @@ class Results(dict):
         Raises ValueError for an unknown system."""
         learners.check_name("system", system, self.systems())
         strength = self[f"{system}/strength"].mean(2)
-        n = strength.shape[1]
-        stderr = strength.std(1, ddof=min(1, n - 1)) / n ** 0.5
+        stderr = strength.std(1, ddof=1) / strength.shape[1] ** 0.5
         return self[f"{system}/time"], strength.mean(1), stderr
 
     def __repr__(self):
@@ -371,26 +355,28 @@ def captured_on(episodes, distribution, predictors):
     return learners.captured_fraction(*(distribution.score(predictor, *episodes).mean(1)
                                         for predictor in predictors.values()))[0]
 
-def measure_outer_loop(config, distribution, targets, predictors, results, checkpoint):
-    """Trains the Meta-Learner. Meanwhile measures κ on held-out tasks, and strengths at the last
-    trial of `targets`, a dict of sets of tasks by name. Then scores all predictors."""
+def measure_both_loops(config, distribution, targets, predictors, results, checkpoint):
+    """Trains the Meta-Learner, and meanwhile measures κ on held-out tasks, and strengths at the
+    last trial of `targets`, a dict of sets of tasks by name. Then measures what it and Bayes learn
+    within the same episodes of targets["strength"], and returns those."""
+    results.phase("outer loop")
     model, generator = predictors["meta"], generator_for(config, "test")
     test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
-    some, last = [part[:256] for part in test], dict(step=0, time=time.perf_counter())
-    episodes = {name: distribution.evaluation_episodes(those, 2, generator_for(config, "snapshots"))
-                for name, those in targets.items()}
+    some, last = [part[:256] for part in test], {}
+    few = {name: distribution.evaluation_episodes(those, 2, generator_for(config, "snapshots"))
+           for name, those in targets.items()}
 
     def snapshot(step):
         """Measures the model at an outer step, and prints κ."""
-        captured = captured_on(some, distribution, predictors)
-        seconds = (time.perf_counter() - last["time"]) / max(1, step - last["step"])       # a step
-        last.update(step=step, time=time.perf_counter())
-        if 10 * step >= config.outer_steps:
+        captured, now = captured_on(some, distribution, predictors), time.perf_counter()
+        if last and 10 * step >= config.outer_steps:
+            seconds = (now - last["time"]) / (step - last["step"]) * (config.outer_steps - step)
             results.phase(f"outer step {step} of {config.outer_steps}, κ {captured:.2f}; "
-                          f"{seconds * (config.outer_steps - step):.0f} s left for the outer loop")
+                          f"{seconds:.0f} s left for the outer loop")
+        last.update(step=step, time=now)
         return dict(captured=torch.tensor(captured)) | {
             name: distribution.inner_loop(model, *those)[0][-1].clone()
-            for name, those in episodes.items()}
+            for name, those in few.items()}
 
     snapshots = meta.train(
         model, distribution, steps=config.outer_steps, batch=config.batch,
@@ -399,17 +385,16 @@ def measure_outer_loop(config, distribution, targets, predictors, results, check
         settings=vars(config) | dict(device=None), snapshot=snapshot)
     for name in snapshots[0]:
         results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
+
+    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
+    episodes = distribution.evaluation_episodes(
+        targets["strength"], config.eval_episodes, generator_for(config, "probe"))
     for system, predictor in predictors.items():
         results[f"performance/{system}"] = distribution.score(predictor, *test)
-
-def measure_inner_loops(config, distribution, targets, predictors, results):
-    """Measures what the Meta-Learner and Bayes learn within the same episodes. Returns those."""
-    episodes = distribution.evaluation_episodes(
-        targets, config.eval_episodes, generator_for(config, "probe"))
-    for system in "meta", "bayes":
-        strength, r_squared = distribution.inner_loop(predictors[system], *episodes)
-        results.add(system, torch.arange(config.trials + 1.0), strength)
-        results[f"probe/{system}"] = r_squared
+        if system != "none":
+            strength, r_squared = distribution.inner_loop(predictor, *episodes)
+            results.add(system, torch.arange(config.trials + 1.0), strength)
+            results[f"probe/{system}"] = r_squared
     return episodes
 
 # ---------------------------------------------------------------- numbers and figures of a run
@@ -491,7 +476,7 @@ def figures(results):
     drawn = {name: plots.dynamics([panel(results, system) for system in those], caption)
              for name, those in dict(dynamics=COMPARED, controls=controls, by_trial=clocks).items()}
     drawn["episodes"] = plots.dynamics(
-        episode_panels(results), f"{seed} · dots: half-times in a single episode")
+        episode_panels(results), f"{seed} · dots: half-times of these curves")
     if "shared_answers" in results and not config.skew:
         drawn["sharing"] = plots.dynamics(
             [sharing_panel(results, system) for system in ("learner", "own_biases", "meta")],
@@ -566,9 +551,8 @@ def carry_out(words):
     for name, value in options.items():
         kind, low, _, _ = SETTINGS[name]
         if kind in (int, float) and not all(low <= x < 2 ** 31 for x in np.atleast_1d(value)):
-            least = "more than 0" if low == POSITIVE else f"at least {low}"
-            raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be {least} "
-                          "and below 2^31")
+            raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be at least "
+                          f"{low} and below 2^31")
     seed, seeds = options.pop("seed", 0), options.pop("seeds", 1)
     skews = sorted(set(options.pop("skew", [0.0])))
     out = Path(out or f"runs/{family}{'-quick' * quick}")
@@ -596,10 +580,13 @@ def run_experiment(config, folder):
             results = Results(config, **arrays)
         results.phase("already complete: redrawing the figures")
     else:
-        keep_freed_memory()
+        # glibc returns large blocks to the system and fetches them again at every outer step,
+        # which takes 6% to 25% of its time: ask it to keep them, where this C library is glibc
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).mallopt(-4, 0)              # M_MMAP_MAX
+            ctypes.CDLL(None).mallopt(-1, -1)             # M_TRIM_THRESHOLD
         results = FAMILIES[config.family](config, folder / "checkpoint.pt")
-        with open(folder / "unfinished.npz", "wb") as file:
-            np.savez(file, **results)
+        np.savez(folder / "unfinished.npz", **results)
         (folder / "unfinished.npz").replace(path)
     results.summary = summarize(results)
     write_json(folder / "summary.json", results.summary)
@@ -610,13 +597,6 @@ def run_experiment(config, folder):
     results.phase("done")
     print(f"\n{results}\nFigures and tables: {folder}", flush=True)
     return results
-
-def keep_freed_memory():
-    """Asks glibc to keep freed memory. By default it returns large blocks to the system and fetches
-    them again at every outer step, which takes 6% to 25% of the time."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):     # another C library: no matter
-        ctypes.CDLL(None).mallopt(-4, 0)                  # M_MMAP_MAX
-        ctypes.CDLL(None).mallopt(-1, -1)                 # M_TRIM_THRESHOLD
 
 def save(figure, path):
     """Saves a figure as PNG and PDF."""
@@ -645,7 +625,7 @@ def write_tables(results, folder):
     rows = []
     for system in "none", "meta", "bayes":
         values = results[f"performance/{system}"]                           # (n, T)
-        stderr = values.std(0) / len(values) ** 0.5
+        stderr = values.std(0, ddof=1) / len(values) ** 0.5
         rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
     write_csv(folder / "performance.csv", ["system", "trial", "value", "stderr"], rows)
 

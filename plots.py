@@ -60,7 +60,7 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
     if theory is not None:
         ax.plot(time[shown], theory[shown], color="black", lw=1.2, ls=(0, (4, 3)), zorder=4)
 
-def dynamics(panels, caption="", height=3.1):
+def dynamics(panels, caption=""):
     """Curves against time, one panel per system. In a staggered system the dots lie far apart, in a
     concurrent one they coincide.
 
@@ -68,20 +68,17 @@ def dynamics(panels, caption="", height=3.1):
     axis) and axes (a dict for Axes.set, for example with xlabel; default: an axis for strengths).
     """
     columns = min(3, len(panels))
-    figure, grid = new_figure(columns, -(-len(panels) // columns), height, caption)
+    figure, grid = new_figure(columns, -(-len(panels) // columns), caption=caption)
     for ax in grid.flat[len(panels):]:
         ax.remove()
     for i, (ax, panel) in enumerate(zip(grid.flat, panels)):
         panel = dict(panel)
         title, log, axes = panel.pop("title"), panel.pop("log", False), panel.pop("axes", {})
         draw_modes(ax, **panel)
-        time = panel["time"][1:] if log else panel["time"]
         if "yscale" not in axes:
             axes = dict(ylim=(-0.1, 1.35), yticks=[0, 0.5, 1]) | axes
-        if time[-1] > time[0]:
-            axes = dict(xlim=(time[0], time[-1])) | axes
         ylabel = "" if i % columns else "mode strength"
-        ax.set(title=title, **dict(ylabel=ylabel) | axes)
+        ax.set(title=title, **dict(ylabel=ylabel, xmargin=0) | axes)
         if log:
             ax.set_xscale("log")
             ax.xaxis.set_major_formatter("{x:g}")

@@ -10,7 +10,7 @@ r"""Task distributions, each beside its exact Bayes-optimal predictor.
 Axis order: (B, T, D) for episodes, trials and dimensions. K counts modes and Q query points. To
 evaluate, we take N tasks with E episodes each: (N, E, T, D). Strengths are (T + 1, N, E, K).
 
-Every predictor of a regression, here or in meta.py, answers two calls with its guesses:
+Every predictor of a regression, also meta.MetaLearner, answers two calls with its guesses:
     predict(x, y)    -> (B, T, Dy)         at y_t, given x_0 … x_t and y_0 … y_{t-1}
     probe(x, y, xq)  -> (B, T + 1, Q, Dy)  at xq (Q, Dx), before each trial and after the last
 In a bandit the predictor is an agent with three calls, described at `ContextualBandit`.
@@ -149,9 +149,8 @@ def mode_strength(W_hat, W):
     u_k and v_k. W_hat and W are (..., Dy, Dx) and broadcast; W needs full rank. Returns (..., K),
     signed, 1 if learned. If singular values repeat, only the sum of their strengths is defined.
     """
-    U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-    U, s, V = U.to(W_hat), s.to(W_hat), Vh.mT.to(W_hat)
-    return (U * (W_hat @ V)).sum(-2) / s                                    # u_k^T W_hat v_k / s_k
+    U, s, Vh = (part.to(W_hat) for part in torch.linalg.svd(W.double(), full_matrices=False))
+    return (U * (W_hat @ Vh.mT)).sum(-2) / s                                # u_k^T W_hat v_k / s_k
 
 def random_orthogonal(n, dim, generator):
     """n random orthogonal matrices (n, dim, dim), Haar-distributed: QR of a Gaussian, with the
