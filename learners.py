@@ -222,9 +222,19 @@ def reward_gradient(logits, correct, rates):
     target = torch.zeros_like(policy).scatter(-1, correct[..., None], 1.0)
     return rates[:, None] * J * (target - policy)
 
-def policy_gradient(correct, logits, lr, record, rates, shared=True):
-    """Exact gradient ascent on the expected reward of contextual bandits with the policy
-    softmax(W e_c + b). W starts at `logits` and b at zero.
+def reinforce_gradient(logits, correct, rates, generator):
+    """Estimates `reward_gradient` from one trial, without bias (REINFORCE; Williams 1992): the
+    reward times e_a - pi, the gradient of log pi(a), in the trial's context. Shapes as there."""
+    policy = logits.softmax(-1)
+    action = torch.multinomial(policy.flatten(0, -2), 1, generator=generator).view(correct.shape)
+    context = torch.multinomial(rates.expand(correct[..., 0].numel(), -1), 1, generator=generator)
+    reward = one_hot(context, len(rates)).view(correct.shape) * (action == correct)
+    return reward[..., None] * (one_hot(action, policy.shape[-1]) - policy)
+
+def policy_gradient(correct, logits, lr, record, rates, shared=True, online=None):
+    """Gradient ascent on the expected reward of contextual bandits with the policy softmax(W e_c +
+    b). W starts at `logits` and b at zero. The gradient is exact, or with a generator as `online`
+    it is estimated from one trial a step.
 
     One bias b serves all contexts, so what one context learns is imposed on the others: it helps
     those with the same correct action (transfer) and hinders the rest (interference; Schaul et al.
@@ -242,7 +252,8 @@ def policy_gradient(correct, logits, lr, record, rates, shared=True):
         if step in recorded:                        # before the update, so step 0 is the start
             J = (W + b).softmax(-1).gather(-1, correct[..., None])
             probabilities.append(J[..., 0])
-        gradient = reward_gradient(W + b, correct, rates)
+        gradient = (reinforce_gradient(W + b, correct, rates, online) if online
+                    else reward_gradient(W + b, correct, rates))
         W = W + lr * gradient
         b = b + lr * (gradient.sum(-2, keepdim=True) if shared else gradient)
     return torch.stack(probabilities)
@@ -266,33 +277,6 @@ def fitted_policy(contexts, actions, rewards, trials, logits):
         (-(successes * log_policy + failures * log_other).sum()).backward()
         opt.step()
     return (W + b).softmax(-1).detach()
-
-class OnlineLearner:
-    """REINFORCE with the policy softmax(W e_c + b) and one step per trial, as an agent (see
-    tasks.ContextualBandit). W starts at N(0, init_std^2) and b at zero. Its expected step is that
-    of `policy_gradient`."""
-
-    def __init__(self, lr, init_std, generator):
-        self.lr, self.init_std, self.generator = lr, init_std, generator
-
-    def begin(self, n, distribution):
-        """Starts n episodes of a ContextualBandit."""
-        shape = n, distribution.contexts, distribution.actions
-        self.W = self.init_std * torch.randn(shape, generator=self.generator)
-        self.b = torch.zeros(n, distribution.actions)
-
-    def policy(self, context):
-        """Action probabilities in a context (B,): (B, A)."""
-        return (self.W[torch.arange(len(context)), context] + self.b).softmax(-1)
-
-    def observe(self, context, action, reward):
-        """Takes one step after a trial, (B,) each."""
-        episode = torch.arange(len(context))
-        score = -self.policy(context)                     # gradient of log pi(action): e_a - pi
-        score[episode, action] += 1
-        step = self.lr * reward[:, None] * score
-        self.W[episode, context] += step
-        self.b += step
 
 # ------------------------------------------------------------ measures, the same for all systems
 def half_time(strength, time):

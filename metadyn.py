@@ -207,24 +207,16 @@ def bandit(config, checkpoint):
     correct = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
     results["shared_answers"] = tasks.shared_answers(correct)
 
-    results.phase("Learners: exact policy gradient with one bias for all contexts, or one for each")
+    results.phase("Learners: one bias for all contexts, one for each; online, one trial a step")
     record = meta.spaced_steps(1, config.learner_steps, 120)
-    for system, shared in ("learner", True), ("own_biases", False):
-        generator = generator_for(config, "learners")
+    for system, shared in ("learner", True), ("own_biases", False), ("online", True):
+        generator = generator_for(config, "online" if system == "online" else "learners")
         renamed = distribution.rename(correct, config.learner_inits, generator)
         logits = config.init_std * torch.randn(*renamed.shape, config.actions, generator=generator)
-        J = learners.policy_gradient(renamed, logits, config.learner_lr, record,
-                                     distribution.rates, shared)
+        J = learners.policy_gradient(
+            renamed, logits, config.learner_lr, record, distribution.rates, shared,
+            online=generator if system == "online" else None)
         results.add(system, record, distribution.strength(J))
-
-    results.phase("online Learner: REINFORCE with one trial a step")
-    online = learners.OnlineLearner(
-        config.learner_lr, config.init_std, generator_for(config, "online"))
-    stream = tasks.ContextualBandit(*size, config.learner_steps, config.skew)
-    episodes = stream.evaluation_episodes(
-        correct, config.learner_inits, generator_for(config, "probe"))
-    strength, _ = stream.inner_loop(online, *episodes)
-    results.add("online", record, strength[record])
 
     # the Meta-Learner
     model = new_meta_learner(config, distribution, meta.MetaAgent, entropy=config.entropy)
