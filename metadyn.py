@@ -316,9 +316,9 @@ class Results(dict):
         for system, row in self.summary["systems"].items():
             name = "{} ({})".format(*SYSTEMS[system])
             half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
-            low, high = map(format_number, row["staggering_ci"])
-            lines.append(f"{name:32}{half_times}  {f'{index_of(row)} [{low}, {high}]':20}"
-                         f"{format_number(row['within']):>6}"
+            index, low, high = map(format_number, [row["staggering"], *row["staggering_ci"]])
+            index = f"{'>' * row['lower_bound']}{index} [{low}, {high}]"
+            lines.append(f"{name:32}{half_times}  {index:20}{format_number(row['within']):>6}"
                          f"{format_number(row['concordance']):>13}")
         captured, (low, high) = self.summary["captured"], self.summary["captured_ci"]
         excess = format_number(self.summary["last_excess"])
@@ -439,16 +439,12 @@ def format_number(value):
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{round(value, digits) + 0:.{digits}f}"       # + 0 turns -0.00 into 0.00
 
-def index_of(row):
-    """A system's staggering index in words, with ">" if it is a lower bound."""
-    return ">" * row["lower_bound"] + format_number(row["staggering"])
-
 def panel(results, system):
     """A panel for plots.dynamics."""
     time, strength, stderr = results.curve(system)
     label, unit = SYSTEMS[system]
     row = results.summary["systems"][system]
-    title = f"{label}\nindex {index_of(row)}"
+    title = f"{label}\nindex {'> ' * row['lower_bound']}{format_number(row['staggering'])}"
     if math.isfinite(row["concordance"]):
         title += f" · concordance {format_number(row['concordance'])}"
     half_times = learners.half_time(torch.from_numpy(strength), torch.from_numpy(time)).numpy()

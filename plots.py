@@ -18,10 +18,6 @@ from matplotlib.figure import Figure
 
 GREY, MARKERS = "0.45", "osD^v"
 
-def mode_colours(n):
-    """n colours evenly spaced on viridis without its palest end, strongest darkest: (n, 4)."""
-    return colormaps["viridis"](np.linspace(0, 0.82, n))
-
 def new_figure(columns, rows=1, height=3.1, caption="", **axes):
     """A white figure and its axes (rows, columns), 10 inches wide: shown at 830 pixels, 12-point
     text is 14 pixels high."""
@@ -43,7 +39,8 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
     theory_half_times (K,), drawn as crosses."""
     shown = np.linspace(0, len(time) - 1, min(len(time), 300)).round().astype(int)      # small PDFs
     gap = max(1, len(shown) // (4 * len(labels)))           # between markers of neighbouring modes
-    for k, colour in enumerate(mode_colours(len(labels))):
+    colours = colormaps["viridis"](np.linspace(0, 0.82, len(labels)))      # without its palest end
+    for k, colour in enumerate(colours):
         ax.plot(time[shown], strength[shown, k], MARKERS[k % 5] + "-", color=colour, lw=2, ms=6,
                 mec="black", mew=0.6, markevery=(min(k * gap, len(shown) - 1), len(labels) * gap),
                 label=labels[k])
@@ -95,7 +92,7 @@ def levers(panels, caption=""):
     """
     figure, axes = new_figure(len(panels), height=4.4, caption=caption, sharey=True)
     for ax, panel in zip(axes[0], panels):
-        colours = [*mode_colours(2), GREY, "0.75"]
+        colours = [*colormaps["viridis"]([0.0, 0.82]), GREY, "0.75"]
         for (label, x, y, error), colour, marker in zip(panel["curves"], colours, MARKERS):
             ax.errorbar(x, y, error, marker=marker, color=colour, lw=2, ms=8, mec="black",
                         capsize=3, label=label)
