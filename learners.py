@@ -225,11 +225,14 @@ def reward_gradient(logits, correct, rates):
 def reinforce_gradient(logits, correct, rates, generator):
     """Estimates `reward_gradient` from one trial, without bias (REINFORCE; Williams 1992): the
     reward times e_a - pi, the gradient of log pi(a), in the trial's context. Shapes as there."""
-    policy = logits.softmax(-1)
-    action = torch.multinomial(policy.flatten(0, -2), 1, generator=generator).view(correct.shape)
-    context = torch.multinomial(rates.expand(correct[..., 0].numel(), -1), 1, generator=generator)
-    reward = one_hot(context, len(rates)).view(correct.shape) * (action == correct)
-    return reward[..., None] * (one_hot(action, policy.shape[-1]) - policy)
+    bandit = torch.arange(correct[..., 0].numel())
+    context = torch.multinomial(rates, len(bandit), replacement=True, generator=generator)
+    policy = logits.flatten(0, -3)[bandit, context].softmax(-1)
+    action = torch.multinomial(policy, 1, generator=generator)[:, 0]
+    reward = (action == correct.flatten(0, -2)[bandit, context]).to(logits)
+    gradient = torch.zeros_like(logits).flatten(0, -3)
+    gradient[bandit, context] = reward[:, None] * (one_hot(action, policy.shape[-1]) - policy)
+    return gradient.view_as(logits)
 
 def policy_gradient(correct, logits, lr, record, rates, shared=True, online=None):
     """Gradient ascent on the expected reward of contextual bandits with the policy softmax(W e_c +

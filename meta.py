@@ -152,14 +152,18 @@ class MetaAgent(Network):
         """Starts n episodes."""
         self.state, self.previous = None, torch.zeros(n, self.contexts + self.actions + 1)
 
-    def policy(self, context):
-        """Action probabilities in a context (B,), from the state before this trial: (B, A)."""
-        inputs = torch.cat([torch.eye(self.contexts)[context], self.previous], -1)[:, None]
-        outputs, self.next_state = self(inputs, self.state)
-        return outputs[:, 0, :-1].softmax(-1).cpu()
+    def policy(self, contexts):
+        """Action probabilities in some contexts (B, Q), each from a copy of the state before this
+        trial: (B, Q, A)."""
+        B, Q = contexts.shape
+        previous = self.previous[:, None].expand(-1, Q, -1)
+        inputs = torch.cat([torch.eye(self.contexts)[contexts], previous], -1).flatten(0, 1)
+        copies = self.state and tuple(part.repeat_interleave(Q, 1) for part in self.state)
+        outputs, self.next_state = self(inputs[:, None], copies)
+        return outputs[:, 0, :-1].softmax(-1).view(B, Q, -1).cpu()
 
     def observe(self, context, action, reward):
-        """Ends a trial in the context that was asked last, (B,) each."""
+        """Ends a trial in the one context that was asked last, (B,) each."""
         self.state, self.previous = self.next_state, self.encode_trial(context, action, reward)
 
     def encode_trial(self, context, action, reward):

@@ -252,9 +252,9 @@ class ContextualBandit:
     comes with probability proportional to k^-skew. Second-hand notes give Rabinowitz's bandit as
     5 contexts and 5 actions; 60 trials are our choice.
 
-    A predictor is an agent: begin(B, distribution) starts B episodes; policy(context) gives the
-    probabilities of actions (B, A) in a context (B,), without learning from it; then
-    observe(context, action, reward), (B,) each, ends a trial in the context that was asked last.
+    A predictor is an agent: begin(B, distribution) starts B episodes; policy(contexts) gives the
+    probabilities of actions (B, Q, A) in some contexts (B, Q), without learning from them; then
+    observe(context, action, reward), (B,) each, ends a trial in the one context asked last.
     """
 
     def __init__(self, contexts=5, actions=5, trials=60, skew=0.0):
@@ -295,11 +295,10 @@ class ContextualBandit:
         agent.begin(len(correct), self)
         for t in range(self.trials + 1):
             if probe:
-                J.append(torch.cat([
-                    agent.policy(torch.full_like(answers[:, 0], c)).gather(1, correct[:, c, None])
-                    for c in range(self.contexts)], 1))
+                policies = agent.policy(torch.arange(self.contexts).expand_as(correct))
+                J.append(policies.gather(-1, correct[..., None])[..., 0])
             if t < self.trials:
-                policy = agent.policy(contexts[:, t]).cumsum(-1)            # inverse transform
+                policy = agent.policy(contexts[:, t, None])[:, 0].cumsum(-1)    # inverse transform
                 actions.append((policy[:, :-1] <= uniforms[:, t, None] * policy[:, -1:]).sum(-1))
                 rewards.append((actions[-1] == answers[:, t]).float())
                 agent.observe(contexts[:, t], actions[-1], rewards[-1])
@@ -352,9 +351,9 @@ class UniformAgent:
         """Starts n episodes of a ContextualBandit."""
         self.possible = torch.ones(n, distribution.contexts, distribution.actions)
 
-    def policy(self, context):
-        """Action probabilities in a context (B,): (B, A)."""
-        possible = self.possible[torch.arange(len(context)), context]
+    def policy(self, contexts):
+        """Action probabilities in some contexts (B, Q): (B, Q, A)."""
+        possible = self.possible[torch.arange(len(contexts))[:, None], contexts]
         return possible / possible.sum(-1, keepdim=True)
 
     def observe(self, context, action, reward):
