@@ -73,10 +73,10 @@ QUICK = dict(                                             # where --quick differ
                 learner_hidden=2),
     nonlinreg=dict(frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1200,
                    muon_lr=0.1, adam_lr=0.01, learner_steps=400, learner_inits=4,
-                   online_steps=2000, fitted_episodes=4),
+                   online_steps=2000, fitted_episodes=4, eval_tasks=6),
     bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800,
-                learner_inits=16))
+                learner_inits=16, eval_tasks=32))
 ATTENTION = dict(                                         # where --core attention differs
     linreg=dict(outer_steps=2200), nonlinreg=dict(outer_steps=2000), bandit=dict(outer_steps=260))
 ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)

@@ -566,7 +566,7 @@ def test_attention_hardly_learns_waves_unless_each_trial_is_shown_with_the_one_b
     intact, alone = (small_meta(distribution, 32, core="attention", encoder_width=32)
                      for _ in range(2))
     alone.core.shift.register_forward_hook(lambda module, inputs, output: 0 * output)
-    kappa = [against_bayes(distribution, trained(distribution, model, 300, muon_lr=0.02,
+    kappa = [against_bayes(distribution, trained(distribution, model, 250, muon_lr=0.02,
                                                  adam_lr=0.003))[0] for model in (intact, alone)]
     assert kappa[0] > 0.5 and kappa[1] < 0.2
 
