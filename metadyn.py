@@ -50,7 +50,7 @@ SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, non
     adam_lr=(float, POSITIVE, (0.006, 0.005, 0.02), "peak rate of Adam, for the rest or for all"),
     entropy=(float, 0, (None, None, 0.02), "initial weight of the entropy bonus; it falls to 0"),
     singular_values=(float, POSITIVE, ([1.6, 1.2, 0.9, 0.6, 0.3], None, None),
-                     "of the evaluation tasks"),
+                     "singular values of the evaluation tasks"),
     frequencies=(int, 2, (None, 5, None), "the task distribution has frequencies 1 to this"),
     contexts=(int, 1, (None, None, 5), "contexts"),
     actions=(int, 2, (None, None, 5), "actions in each context"),
