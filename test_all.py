@@ -1,5 +1,5 @@
 """What metadyn promises, in this order: analytic truth, metamorphic relations and planted systems,
-seeded statistics (bounds are four standard errors), knock-outs, negative controls, plumbing.
+seeded statistics (to four standard errors), knock-outs, negative controls, README, plumbing.
 
     python -m pytest
 """
@@ -585,6 +585,54 @@ def test_a_meta_learner_whose_state_is_never_passed_on_captures_nothing():
     forgetful = trained(distribution, Forgetful(distribution, 32, 1, seeded(1)), 200)
     assert against_bayes(distribution, forgetful)[0] < 0.02
 
+# ---------------------------------------------------------------- the README
+
+README = (HERE / "README.md").read_text("utf-8")
+CODE = re.findall(r"```python\n([^`]*)```", README)       # two snippets, then the exercises
+ANSWERS = re.findall(r"\*\*\d\.\*\* The last number is (about )?`([\d.]+)`", README)
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_exercise_prints_what_its_answer_promises(number, capsys):
+    about, promised = ANSWERS[number]
+    exec(CODE[number + 2], {"__name__": "example"})
+    printed = re.findall(r"\d+\.\d+", capsys.readouterr().out)[-1]
+    assert float(printed) == pytest.approx(float(promised), rel=0.2 if about else 0.02)
+
+def test_the_other_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in CODE[:2]:
+        exec(code, {"__name__": "example"})
+    assert len(ANSWERS) == 8 and len(CODE) == 10
+
+CLAIMS = ["learner/staggering", "meta/staggering", "bayes/staggering", "meta/within",
+          "{}/staggering", "online/staggering", "fitted/staggering", "captured", "last_excess"]
+ELSEWHERE = {"0.001", "10.5", "0.991", "0.955", "0.943", "0.904"}     # settings, and single runs
+
+def test_the_numbers_of_the_readme_are_those_of_the_runs():
+    runs, quoted = {}, {}                                 # quoted: what a section may quote
+    for file in "overview", "dial":                       # eight seeds, and seed 11 with a skew
+        for row in csv.DictReader((HERE / f"figures/{file}.csv").read_text("utf-8").splitlines()):
+            family, _, number, *values = row.values()
+            form = "{:.3f}".format if number == "captured" else metadyn.format_number
+            values = [form(float(value)) for value in values if value not in ("True", "False")]
+            runs.setdefault((family, number.removeprefix("systems/")), values)
+            quoted.setdefault("Further numbers", set()).update(values)
+            if re.search("(stagg.*|within|concordance|captured|excess|follows_bayes/.)$", number):
+                titles = dict(linreg="Why", nonlinreg="Waves", bandit="Bandits")[family], "The res"
+                for title in titles * (file == "overview") + ("Whose",):
+                    quoted.setdefault(title, set()).add(values[0])
+    table = re.findall(r"^\|.*±.*\|$", README, re.MULTILINE)          # cell by cell: mean ± sd
+    for line, claim in zip(table, CLAIMS, strict=True):
+        for family, cell in zip(REMOVED, line.strip(" |").split(" | ")[2:], strict=True):
+            name = claim.format(REMOVED[family])
+            bound = runs.get((family, name.replace("staggering", "lower_bound")), ["0.00"])
+            words = "at least " * (claim.startswith("online") and bound[0] != "0.00")
+            assert cell in (words + " ± ".join(runs[family, name][:2]), "both near 0")
+    for title, known in quoted.items():
+        text, = (part for part in re.split("\n## |<summary>", README) if part.startswith(title))
+        numbers = re.findall(r"(?<![\d.])(?:\d+\.\d\d+|\d\d+\.\d)(?![\d.])", text)
+        assert set(numbers) <= known | ELSEWHERE, title
+
 # ---------------------------------------------------------------- plumbing
 
 SMALL = dict(hidden=8, layers=1, batch=8, outer_steps=12, eval_tasks=3, eval_episodes=8,
@@ -797,49 +845,3 @@ def test_the_example_of_a_module_runs_where_it_may_be_copied(module, monkeypatch
     text = (HERE / f"{module}.py").read_text(encoding="utf-8").split('"""')[1]
     example = textwrap.dedent(next(part for part in text.split("\n\n") if part.startswith("    ")))
     exec(f"from {module} import *\n{example}", {})
-
-README = (HERE / "README.md").read_text("utf-8")
-CODE = re.findall(r"```python\n([^`]*)```", README)       # two snippets, then the exercises
-ANSWERS = re.findall(r"\*\*\d\.\*\* The last number is (about )?`([\d.]+)`", README)
-
-@pytest.mark.parametrize("number", range(8))
-def test_an_exercise_prints_what_its_answer_promises(number, capsys):
-    about, promised = ANSWERS[number]
-    exec(CODE[number + 2], {"__name__": "example"})
-    printed = re.findall(r"\d+\.\d+", capsys.readouterr().out)[-1]
-    assert float(printed) == pytest.approx(float(promised), rel=0.2 if about else 0.02)
-
-def test_the_other_code_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for code in CODE[:2]:
-        exec(code, {"__name__": "example"})
-    assert len(ANSWERS) == 8 and len(CODE) == 10
-
-CLAIMS = ["learner/staggering", "meta/staggering", "bayes/staggering", "meta/within",
-          "{}/staggering", "online/staggering", "fitted/staggering", "captured", "last_excess"]
-ELSEWHERE = {"0.001", "10.5", "0.991", "0.955", "0.943", "0.904"}     # settings, and single runs
-
-def test_the_numbers_of_the_readme_are_those_of_the_runs():
-    runs, quoted = {}, {}                                 # quoted: what a section may quote
-    for file in "overview", "dial":                       # eight seeds, and seed 11 with a skew
-        for row in csv.DictReader((HERE / f"figures/{file}.csv").read_text("utf-8").splitlines()):
-            family, _, number, *values = row.values()
-            form = "{:.3f}".format if number == "captured" else metadyn.format_number
-            values = [form(float(value)) for value in values if value not in ("True", "False")]
-            runs.setdefault((family, number.removeprefix("systems/")), values)
-            quoted.setdefault("Further numbers", set()).update(values)
-            if re.search("(stagg.*|within|concordance|captured|excess|follows_bayes/.)$", number):
-                titles = dict(linreg="Why", nonlinreg="Waves", bandit="Bandits")[family], "The res"
-                for title in titles * (file == "overview") + ("Whose",):
-                    quoted.setdefault(title, set()).add(values[0])
-    table = re.findall(r"^\|.*±.*\|$", README, re.MULTILINE)          # cell by cell: mean ± sd
-    for line, claim in zip(table, CLAIMS, strict=True):
-        for family, cell in zip(TINY, line.strip(" |").split(" | ")[2:], strict=True):
-            name = claim.format(REMOVED[family])
-            bound = runs.get((family, name.replace("staggering", "lower_bound")), ["0.00"])
-            words = "at least " * (claim.startswith("online") and bound[0] != "0.00")
-            assert cell in (words + " ± ".join(runs[family, name][:2]), "both near 0")
-    for title, known in quoted.items():
-        text, = (part for part in re.split("\n## |<summary>", README) if part.startswith(title))
-        numbers = re.findall(r"(?<![\d.])(?:\d+\.\d\d+|\d\d+\.\d)(?![\d.])", text)
-        assert set(numbers) <= known | ELSEWHERE, title
