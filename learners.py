@@ -102,6 +102,7 @@ def initial_layers(target, start, init_scale, hidden, generator):
         return [(2 * torch.rand(*batch, *shape, **kind) - 1) / shape[1] ** 0.5 for shape in shapes]
     return [scale * torch.randn(*batch, *shape, **kind) for shape in shapes]
 
+@torch.enable_grad()
 def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5, optimizer="sgd",
                    generator=None, online_noise=None):
     r"""Trains one linear network per target: two layers, or one if start="one layer".
@@ -179,6 +180,7 @@ def one_layer_theory(s, w0, t):
     return w0 * decay + s * (1 - decay)
 
 # ---------------------------------------------------------------- ReLU networks
+@torch.enable_grad()
 def relu_network(x, y, lr, record, hidden=64, layers=4, at=None, generator=None, online=False):
     r"""Trains one ReLU network per data set with Adam: L = mean over points of (f(x) - y)^2, or
     online, step t on point t alone. Without points nothing changes.
@@ -227,17 +229,17 @@ def reinforce_gradient(logits, correct, rates, generator):
     reward times e_a - pi, the gradient of log pi(a), in the trial's context. Shapes as there."""
     bandit = torch.arange(correct[..., 0].numel())
     context = torch.multinomial(rates, len(bandit), replacement=True, generator=generator)
-    policy = logits.flatten(0, -3)[bandit, context].softmax(-1)
+    policy = logits.reshape(-1, *logits.shape[-2:])[bandit, context].softmax(-1)
     action = torch.multinomial(policy, 1, generator=generator)[:, 0]
-    reward = (action == correct.flatten(0, -2)[bandit, context]).to(logits)
-    gradient = torch.zeros_like(logits).flatten(0, -3)
+    reward = (action == correct.reshape(-1, len(rates))[bandit, context]).to(logits)
+    gradient = torch.zeros(len(bandit), *logits.shape[-2:], dtype=logits.dtype)
     gradient[bandit, context] = reward[:, None] * (one_hot(action, policy.shape[-1]) - policy)
     return gradient.view_as(logits)
 
 def policy_gradient(correct, logits, lr, record, rates, shared=True, online=None):
     """Gradient ascent on the expected reward of contextual bandits with the policy softmax(W e_c +
-    b). W starts at `logits` and b at zero. The gradient is exact, or with a generator as `online`
-    it is estimated from one trial a step.
+    b). W starts at `logits` and b at zero. The gradient is exact or, if `online` is a generator,
+    estimated from one trial per step.
 
     One bias b serves all contexts, so what one context learns is imposed on the others: it helps
     those with the same correct action (transfer) and hinders the rest (interference; Schaul et al.
@@ -261,6 +263,7 @@ def policy_gradient(correct, logits, lr, record, rates, shared=True, online=None
         b = b + lr * (gradient.sum(-2, keepdim=True) if shared else gradient)
     return torch.stack(probabilities)
 
+@torch.enable_grad()
 def fitted_policy(contexts, actions, rewards, trials, logits):
     """Fits the policy softmax(W e_c + b) by maximum likelihood, in 200 steps of Adam, to whether
     the chosen action paid in the first t trials of each episode, for each t in `trials` (Q,).
@@ -343,7 +346,7 @@ def ranks(values):
     nan, a mode that starts learned, ranks first."""
     values = values.nan_to_num(nan=-torch.inf, posinf=torch.inf)
     before = (values[..., None, :] < values[..., :, None]).double()
-    return (before.sum(-1) - before.sum(-2)) / 2          # half of: how many before, less after
+    return (before.sum(-1) - before.sum(-2)) / 2          # (number before - number after) / 2
 
 def concordance(strength, time):
     """How much of the order of learning all repeats of a task share: the rank correlation of their

@@ -46,8 +46,8 @@ class Network(nn.Module):
                     nn.init.uniform_(p, -fan ** -0.5, fan ** -0.5, generator=generator)
 
     def forward(self, inputs, state=None):
-        """inputs (B, T, Din), on any device, and state to outputs (B, T, Dout) and new state, on
-        the device of the weights, as in nn.LSTM."""
+        """Maps inputs (B, T, Din) on any device and a state to outputs (B, T, Dout) and the new
+        state, both on the device of the weights; called like nn.LSTM."""
         h, state = self.core(self.encoder(inputs.to(self.head.weight.device)), state)
         return self.head(self.decoder(h)), state
 
@@ -205,8 +205,8 @@ class MAML(nn.Module):
         self.lr = nn.Parameter(torch.full((inner_steps,), 0.1))
 
     def inner_loop(self, x, y, t):
-        """Its map after each step on x (..., T, Dx) and y (..., T, Dy), of which t (...) trials are
-        not zero: (steps + 1, ..., Dy, Dx)."""
+        """Its map after each step on x (..., T, Dx) and y (..., T, Dy), zero except in the t (...)
+        trials that were seen: (steps + 1, ..., Dy, Dx)."""
         xx, yx = (z.mT @ x / (t + 5)[..., None, None] for z in (x, y))
         W1, W2 = (W.expand(*x.shape[:-2], -1, -1) for W in (self.W1, self.W2))
         maps = [W2 @ W1]

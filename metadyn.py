@@ -35,9 +35,9 @@ import tasks
 # ---------------------------------------------------------------- settings
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, nonlinreg, bandit, help
-    seeds=(int, 1, 3 * (None,), "how many seeds, each in a run of its own"),
+    seeds=(int, 1, 3 * (None,), "number of seeds; each is a separate run"),
     seed=(int, 0, (0, 0, 0), "seed of all random numbers, or the first of several"),
-    device=(("auto", "cpu", "cuda", "mps"), None, 3 * ("auto",), "for the Meta-Learner"),
+    device=(("auto", "cpu", "cuda", "mps"), None, 3 * ("auto",), "where the Meta-Learner runs"),
     skew=(float, 0, (0.0, 0.0, 0.0), "how strongly the task distribution prefers the first modes"),
     core=(("lstm", "attention"), None, 3 * ("lstm",), "core of the Meta-Learner"),
     hidden=(int, 1, (128, 128, 96), "units of the core"),
@@ -46,8 +46,8 @@ SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, non
     outer_steps=(int, 1, (3600, 3000, 1000), "updates of the Meta-Learner's weights"),
     batch=(int, 1, (128, 128, 256), "episodes in an outer step"),
     outer_optimizer=(("muon", "adam"), None, 3 * ("muon",), "optimizer of the outer loop"),
-    muon_lr=(float, POSITIVE, (0.045, 0.06, 0.05), "peak rate of Muon, for hidden matrices"),
-    adam_lr=(float, POSITIVE, (0.006, 0.005, 0.02), "peak rate of Adam, for the rest or for all"),
+    muon_lr=(float, POSITIVE, (0.045, 0.06, 0.05), "peak learning rate of Muon"),
+    adam_lr=(float, POSITIVE, (0.006, 0.005, 0.02), "peak learning rate of Adam"),
     entropy=(float, 0, (None, None, 0.02), "initial weight of the entropy bonus; it falls to 0"),
     singular_values=(float, POSITIVE, ([1.6, 1.2, 0.9, 0.6, 0.3], None, None),
                      "singular values of the evaluation tasks"),
@@ -60,9 +60,9 @@ SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, non
     eval_episodes=(int, 2, (256, 256, 256), "episodes of each evaluation task"),
     test_tasks=(int, 2, (4096, 4096, 4096), "held-out tasks on which κ is measured"),
     learner_inits=(int, 1, (8, 8, 32), "initializations of the Learner for each task"),
-    learner_lr=(float, POSITIVE, (0.02, 3e-3, 0.5), "step size of the Learner, for waves of Adam"),
+    learner_lr=(float, POSITIVE, (0.02, 3e-3, 0.5), "step size of the Learner (nonlinreg: Adam's)"),
     learner_steps=(int, 1, (1500, 800, 2000), "gradient steps of the Learner"),
-    online_steps=(int, 1, (None, 8000, None), "trials of the online Learner (else: learner_steps)"),
+    online_steps=(int, 1, (None, 8000, None), "trials of the online Learner"),
     learner_hidden=(int, 1, (5, 64, None), "hidden units of the Learner, in each layer"),
     init_scale=(float, POSITIVE, (1e-3, None, None), "each mode's strength at the start"),
     init_std=(float, 0, (None, None, 0.1), "standard deviation of the Learner's initial logits"),
@@ -128,7 +128,7 @@ def linreg(config, checkpoint):
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
     _, _, x, y = measure_both_loops(config, distribution, targets, predictors, results, checkpoint)
 
-    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same")
+    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same trials")
     trials, few = meta.spaced_steps(1, config.trials, 10), config.fitted_episodes
     maps = learners.fitted_linear_network(x[:, :few], y[:, :few], trials, init_scale=u0,
                                           hidden=width, generator=generator_for(config, "learners"))
@@ -146,7 +146,7 @@ def linreg(config, checkpoint):
     maps = learners.linear_network(W[:, None], lr, short, start)
     results.add("maml_start", short, distribution.strength(maps, W[:, None]))
 
-    results.phase("tasks with a smaller or larger spectrum than those of the outer loop")
+    results.phase("out of distribution: tasks with scaled singular values")
     scales, many = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), W.repeat_interleave(64, 0)
     tests = [distribution.episodes(x * many, generator_for(config, "ood")) for x in scales]
     results["ood/scale"] = scales
@@ -169,7 +169,7 @@ def nonlinreg(config, checkpoint):
                               generator=generator_for(config, "learners"))
     results.add("learner", record, read_waves(distribution, f, circle, W))
 
-    results.phase("its cause removed: one linear layer on Fourier features, step size 0.01")
+    results.phase("knock-out: one linear layer on Fourier features, step size 0.01")
     targets, record = W[:, None].expand(-1, inits, -1, -1), range(301)
     maps = learners.linear_network(targets, 0.01, record, "one layer",
                                    generator=generator_for(config, "learners"))
@@ -190,7 +190,7 @@ def nonlinreg(config, checkpoint):
     predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
     _, _, x, y = measure_both_loops(config, distribution, targets, predictors, results, checkpoint)
 
-    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same")
+    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same trials")
     trials, few = meta.spaced_steps(1, config.trials, 8), config.fitted_episodes
     x, y, generator = x[:, :few, :, 0], y[:, :few, :, 0], generator_for(config, "learners")
     f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps],
@@ -208,7 +208,7 @@ def bandit(config, checkpoint):
     correct = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
     results["shared_answers"] = tasks.shared_answers(correct)
 
-    results.phase("Learners: one bias for all contexts, one for each; online, one trial a step")
+    results.phase("Learners: shared bias, separate biases, and online (one trial per step)")
     record = meta.spaced_steps(1, config.learner_steps, 120)
     for system, shared in ("learner", True), ("own_biases", False), ("online", True):
         generator = generator_for(config, "online" if system == "online" else "learners")
@@ -227,7 +227,7 @@ def bandit(config, checkpoint):
         config, distribution, targets, predictors, results, checkpoint)
     results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
 
-    results.phase("policies fitted to the first t trials that Bayes played, and Bayes on the same")
+    results.phase("policies fitted to the first t trials that Bayes played, for each t")
     trials, few = meta.spaced_steps(1, config.trials, 12), config.fitted_episodes
     renamed, contexts, uniforms = (part[:, :few].flatten(0, 1) for part in episodes)
     actions, rewards, _ = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms)
@@ -349,8 +349,8 @@ def captured_on(episodes, distribution, predictors):
                                         for predictor in predictors.values()))[0]
 
 def measure_both_loops(config, distribution, targets, predictors, results, checkpoint):
-    """Trains the Meta-Learner, and meanwhile measures κ on held-out tasks, and strengths at the
-    last trial of `targets`, a dict of sets of tasks by name. Then measures what it and Bayes learn
+    """Trains the Meta-Learner, measuring along the way κ on held-out tasks and its strengths at the
+    last trial on `targets`, a dict of sets of tasks by name. Then measures what it and Bayes learn
     within the same episodes of targets["strength"], and returns those."""
     results.phase("outer loop")
     model, generator = predictors["meta"], generator_for(config, "test")
@@ -522,26 +522,34 @@ def run(family, **options):
     FloatingPointError if learning diverges."""
     words = [family]
     for name, value in options.items():
-        if value is not None and value is not False:
-            words.append("--" + name.replace("_", "-"))
-            words += [] if value is True else map(str, np.atleast_1d(value))
+        option = "--" + name.replace("_", "-")
+        if name in ("quick", "fresh"):
+            words += [option] * bool(value)
+        elif np.ndim(value):
+            words += [option, *map(str, value)]
+        elif value is not None:
+            words.append(f"{option}={value}")
     try:
         results = carry_out(words)
     except Mistake as mistake:                            # speak of arguments, not of options
-        text = re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(mistake))
+        text = str(mistake).replace("--fresh", "fresh=True")
+        text = re.sub(r"(?<!\S)--([a-z-]+)", lambda found: found[1].replace("-", "_"), text)
         raise Mistake(text) from None
     return results if len(results) > 1 else results[0]
 
 def carry_out(words):
     """Carries out all runs of a command line. Several families, skews or seeds have folders of
     their own, and an overview. Returns a list of Results. Raises Mistake before the first run."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")          # a console may have no κ
     options = vars(make_parser().parse_args(words))
     family, out, quick, fresh = map(options.pop, ("family", "out", "quick", "fresh"))
     for name, value in options.items():
         kind, low, _, _ = SETTINGS[name]
         if kind in (int, float) and not all(low <= x < 2 ** 31 for x in np.atleast_1d(value)):
-            raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be at least "
-                          f"{low} and below 2^31")
+            least = "more than 0" if low == POSITIVE else f"at least {low}"
+            raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be {least} "
+                          "and below 2^31")
     seed, seeds = options.pop("seed", 0), options.pop("seeds", 1)
     skews = sorted(set(options.pop("skew", [0.0])))
     out = Path(out or f"runs/{family}{'-quick' * quick}")
@@ -673,15 +681,16 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser():
     """The command line: a subcommand for each family, with an option for each of its settings."""
-    parser = Parser(prog="metadyn.py", description=__doc__, allow_abbrev=False,
+    parser = Parser(usage="metadyn.py FAMILY [options]; metadyn.py FAMILY --help lists them",
+                    prog="metadyn.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
+    families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY", prog="")
     for family in *FAMILIES, "all":
         about = "all families, and an overview" if family == "all" else FAMILIES[family].__doc__
         defaults = dict(seeds=1) | DEFAULTS.get(family, dict.fromkeys(SHARED, "by family"))
         sub = families.add_parser(family, help=about, description=about, allow_abbrev=False,
                                   usage=f"metadyn.py {family} [options]; --help lists them")
-        sub.add_argument("--quick", action="store_true", help="a small version, in half a minute")
+        sub.add_argument("--quick", action="store_true", help="a small version, in 20 seconds")
         sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
         sub.add_argument("--out", help=f"results folder (default: runs/{family}[-quick])")
         for name, default in defaults.items():
@@ -717,7 +726,8 @@ def prepare(config, folder, fresh):
     """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
     Raises Mistake."""
     path = folder / "config.json"
-    wanted = dict(vars(config), edition=4, device=None)   # another device may resume a run
+    # another device may resume a run; a new edition may not draw what an older one measured
+    wanted = dict(vars(config), edition=4, device=None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fresh or not path.exists():                    # what lies there has other settings
@@ -734,8 +744,6 @@ def prepare(config, folder, fresh):
 def main(words=None):
     """Runs a command line. Returns 0, or 1 for a failure and 130 for Ctrl-C; a mistake by the user
     exits with argparse's error and status 2."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")          # a console may have no κ
     try:
         carry_out(words)
         return 0

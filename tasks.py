@@ -10,7 +10,7 @@ r"""Task distributions, each beside its exact Bayes-optimal predictor.
 Axis order: (B, T, D) for episodes, trials and dimensions. K counts modes and Q query points. To
 evaluate, we take N tasks with E episodes each: (N, E, T, D). Strengths are (T + 1, N, E, K).
 
-Every predictor of a regression, also meta.MetaLearner, answers two calls with its guesses:
+Every predictor of a regression, like meta.MetaLearner, answers two calls with its guesses:
     predict(x, y)    -> (B, T, Dy)         at y_t, given x_0 … x_t and y_0 … y_{t-1}
     probe(x, y, xq)  -> (B, T + 1, Q, Dy)  at xq (Q, Dx), before each trial and after the last
 In a bandit the predictor is an agent with three calls, described at `ContextualBandit`.
@@ -252,9 +252,9 @@ class ContextualBandit:
     comes with probability proportional to k^-skew. Second-hand notes give Rabinowitz's bandit as
     5 contexts and 5 actions; 60 trials are our choice.
 
-    A predictor is an agent: begin(B, distribution) starts B episodes; policy(contexts) gives the
-    probabilities of actions (B, Q, A) in some contexts (B, Q), without learning from them; then
-    observe(context, action, reward), (B,) each, ends a trial in the one context asked last.
+    A predictor is an agent: begin(B, distribution) starts B episodes; policy(contexts) gives action
+    probabilities (B, Q, A) in contexts (B, Q) and learns nothing; observe(context, action, reward),
+    (B,) each, ends a trial. The last call of policy before it must be for that one context.
     """
 
     def __init__(self, contexts=5, actions=5, trials=60, skew=0.0):
