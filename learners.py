@@ -97,10 +97,12 @@ def initial_layers(target, start, init_scale, hidden, generator):
         return [init_scale ** 0.5 * Vh, init_scale ** 0.5 * U]
     shapes = [(n_out, n_in)] if start == "one layer" else [(hidden, n_in), (n_out, hidden)]
     scale = init_scale if start == "one layer" else init_scale ** 0.5
-    kind, batch = dict(generator=generator, dtype=target.dtype), target.shape[:-2]
+    shapes = [(*target.shape[:-2], *shape) for shape in shapes]
     if start == "large":
-        return [(2 * torch.rand(*batch, *shape, **kind) - 1) / shape[1] ** 0.5 for shape in shapes]
-    return [scale * torch.randn(*batch, *shape, **kind) for shape in shapes]
+        return [(2 * torch.rand(shape, generator=generator, dtype=target.dtype) - 1)
+                / shape[-1] ** 0.5 for shape in shapes]
+    return [scale * torch.randn(shape, generator=generator, dtype=target.dtype)
+            for shape in shapes]
 
 @torch.enable_grad()
 def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5, optimizer="sgd",
@@ -120,7 +122,6 @@ def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5
         start = initial_layers(target, start, init_scale, hidden, generator)
     layers = [layer.detach().clone().requires_grad_() for layer in start]
     opt = OPTIMIZERS[optimizer](layers, lr)
-    kind = dict(generator=generator, dtype=target.dtype)
     maps, recorded = [], set(record)
     for step in range(record[-1] + 1):
         product = layers[0]
@@ -130,8 +131,9 @@ def linear_network(target, lr, record, start="random", init_scale=1e-3, hidden=5
             maps.append(product.detach().clone())
         error = target - product
         if online_noise is not None:
-            x = torch.randn(*target.mT.shape[:-1], 1, **kind)               # (..., Dx, 1)
-            error = error @ x + online_noise * torch.randn(*target.shape[:-1], 1, **kind)
+            x, noise = (torch.randn(*shape[:-1], 1, generator=generator, dtype=target.dtype)
+                        for shape in (target.mT.shape, target.shape))       # (..., Dx or Dy, 1)
+            error = error @ x + online_noise * noise
         opt.zero_grad()
         (0.5 * error.square().sum()).backward()           # a sum keeps the networks independent
         opt.step()

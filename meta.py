@@ -178,11 +178,12 @@ class MetaAgent(Network):
         Each action is credited with its own reward alone (discount 0). This is *not* the gradient
         of the whole return, which includes what an action reveals for later trials. The optimum is
         the same, because in these bandits what is best now is best for later."""
-        episodes = distribution.episodes(distribution.sample(batch, generator), generator)
+        correct, context, uniforms = distribution.episodes(
+            distribution.sample(batch, generator), generator)
         # play trial by trial without a graph, then compute all trials at once with one
-        action, reward, _ = distribution.play(self, *episodes)
-        context, trials = episodes[1], self.encode_trial(episodes[1], action, reward)
-        inputs = torch.cat([torch.eye(self.contexts)[context], shift_right(trials)[:, :-1]], -1)
+        action, reward, _ = distribution.play(self, correct, context, uniforms)
+        previous = shift_right(self.encode_trial(context, action, reward))[:, :-1]
+        inputs = torch.cat([torch.eye(self.contexts)[context], previous], -1)
         outputs, _ = self(inputs)
         action, reward = action.to(outputs.device), reward.to(outputs.device)
         log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
@@ -199,9 +200,9 @@ class MAML(nn.Module):
 
     def __init__(self, distribution, width, inner_steps, generator):
         super().__init__()
-        dim, kind = distribution.input_size, dict(generator=generator)
-        self.W1 = nn.Parameter(torch.randn(width, dim, **kind) / width ** 0.5)
-        self.W2 = nn.Parameter(torch.randn(distribution.outputs, width, **kind) / width ** 0.5)
+        W1 = torch.randn(width, distribution.input_size, generator=generator)
+        W2 = torch.randn(distribution.outputs, width, generator=generator)
+        self.W1, self.W2 = nn.Parameter(W1 / width ** 0.5), nn.Parameter(W2 / width ** 0.5)
         self.lr = nn.Parameter(torch.full((inner_steps,), 0.1))
 
     def inner_loop(self, x, y, t):

@@ -677,6 +677,7 @@ class Parser(argparse.ArgumentParser):
     """Raises Mistake where argparse would exit."""
 
     def error(self, message):
+        """Raises Mistake with argparse's message."""
         raise Mistake(message)
 
 def make_parser():

@@ -273,8 +273,8 @@ class ContextualBandit:
         return correct, contexts.view(B, T), torch.rand(B, T, generator=generator)
 
     def evaluation_tasks(self, n, generator):
-        """n random tasks (n, C), with contexts numbered so that mode k means the same in each task:
-        by rate if there is a skew, else those whose correct action most others share come first."""
+        """Draws n tasks (n, C). Without a skew, contexts are sorted by how many others share their
+        correct action, so that mode k is comparable across tasks."""
         correct = self.sample(n, generator)
         order = shared_answers(correct).argsort(dim=-1, descending=True, stable=True)
         return correct if self.skew else correct.gather(-1, order)
