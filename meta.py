@@ -2,48 +2,39 @@ r"""Meta-Learners: networks that learn a task in their activations, and the loop
 
     import torch, tasks
     generator = torch.Generator().manual_seed(0)
-    distribution = tasks.LinearRegression(dim=2, trials=8)
+    distribution = tasks.LinearRegression([1.4, 0.5], trials=8)
     model = MetaLearner(distribution, hidden=32, layers=1, generator=generator)
     train(model, distribution, steps=20, batch=64, generator=generator)         # 20: only a start
     x, y = distribution.episodes(distribution.sample(5, generator), generator)
     guesses = model.predict(x, y)                               # (B, T, Dy), as tasks.Bayes does
 
 References: Rabinowitz 2019, arXiv 1905.01320; Hochreiter et al. 2001 (an LSTM trained across tasks
-learns to learn); Finn et al. 2017, arXiv 1703.03400 (MAML). It leaves out discounted returns.
+learns to learn); Duan et al. 2016, arXiv 1611.02779, and Wang et al. 2016, arXiv 1611.05763 (RL^2);
+Jordan et al. 2024 (Muon). This file imports none of the others, so you can copy it alone; a task
+distribution is anything with the methods of those in tasks.py. It leaves out discounted returns.
 """
 import math
 
 import torch
 from torch import nn
 
-import learners
-import tasks
-
 # ---------------------------------------------------------------- networks
 class Network(nn.Module):
     """An encoder of `encoder_width` ReLU units, a core, a ReLU layer and a linear head. The core is
-    "lstm" or "attention". Weights are drawn from `generator` by torch's default distributions.
-    Raises ValueError for an unknown core."""
+    made and called like nn.LSTM: core(inputs, hidden, layers, batch_first=True), and then
+    core(h (B, T, Din), state) returns outputs (B, T, hidden) and the new state, a tensor
+    (any, B, …) or a tuple of those. Weights start at torch's default, drawn from `generator`."""
 
-    def __init__(self, inputs, outputs, hidden, layers, generator, core="lstm", encoder_width=0):
+    def __init__(self, inputs, outputs, hidden, layers, generator, core=nn.LSTM, encoder_width=0):
         super().__init__()
-        learners.check_name("core", core, ["lstm", "attention"])
-        with torch.random.fork_rng(devices=()):           # torch's own draws are discarded
+        with torch.random.fork_rng(devices=()):           # torch draws where our generator stands
+            torch.set_rng_state(generator.get_state())
             first = [nn.Linear(inputs, encoder_width), nn.ReLU()] if encoder_width else []
             self.encoder = nn.Sequential(*first)
-            width = encoder_width or inputs
-            if core == "lstm":
-                self.core = nn.LSTM(width, hidden, layers, batch_first=True)
-            else:
-                self.encoder.append(nn.Linear(width, hidden))
-                self.core = Attention(hidden, layers)
+            self.core = core(encoder_width or inputs, hidden, layers, batch_first=True)
             self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
             self.head = nn.Linear(hidden, outputs)
-        for module in self.modules():                     # U(-1, 1) / sqrt(fan-in, or LSTM units)
-            if isinstance(module, (nn.Linear, nn.LSTM)):
-                fan = module.in_features if isinstance(module, nn.Linear) else module.hidden_size
-                for p in module.parameters(recurse=False):
-                    nn.init.uniform_(p, -fan ** -0.5, fan ** -0.5, generator=generator)
+            generator.set_state(torch.get_rng_state())
 
     def forward(self, inputs, state=None):
         """Maps inputs (B, T, Din) on any device and a state to outputs (B, T, Dout) and the new
@@ -51,51 +42,11 @@ class Network(nn.Module):
         h, state = self.core(self.encoder(inputs.to(self.head.weight.device)), state)
         return self.head(self.decoder(h)), state
 
-class Attention(nn.Module):
-    """Causal self-attention that is called like nn.LSTM: core(inputs (B, T, H), state) returns
-    outputs (B, T, H) and the state, here the keys and values of each layer (2, B, t, H) and the
-    last input (1, B, 1, H). Each input is shown together with the one before, so x_{t-1} meets its
-    y_{t-1}. Without that, with learned positions or none, waves are hardly learned (ours)."""
-
-    def __init__(self, hidden, layers):
-        super().__init__()
-        self.shift = nn.Linear(hidden, hidden)
-        self.blocks = nn.ModuleList(Block(hidden, math.gcd(hidden, 4)) for _ in range(layers))
-        self.norm = nn.LayerNorm(hidden)
-
-    def forward(self, h, state=None):
-        B, _, H = h.shape
-        *pasts, last = state or [h.new_zeros(2, B, 0, H) for _ in self.blocks] + [
-            h.new_zeros(1, B, 1, H)]
-        state = [h[None, :, -1:]]
-        h = h + self.shift(torch.cat([last[0], h[:, :-1]], 1))
-        for block, past in zip(self.blocks, pasts):
-            h, past = block(h, past)
-            state.insert(-1, past)
-        return self.norm(h), tuple(state)
-
-class Block(nn.Module):
-    """One layer of Attention: heads, then a ReLU layer, each added to its input."""
-
-    def __init__(self, hidden, heads):
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList([nn.LayerNorm(hidden), nn.LayerNorm(hidden)])
-        self.query, self.key, self.value, self.out = (nn.Linear(hidden, hidden) for _ in range(4))
-        self.up, self.down = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
-
-    def forward(self, h, past):
-        """h (B, T, H) of the present trials, and keys and values (2, B, t, H) of the earlier ones.
-        Returns the new h, and all keys and values (2, B, t + T, H)."""
-        x = self.norms[0](h)
-        past = torch.cat([past, torch.stack([self.key(x), self.value(x)])], 2)
-        T, seen = h.shape[1], past.shape[2]
-        causal = torch.ones(T, seen, dtype=torch.bool, device=h.device).tril(seen - T)
-        heads = [z.unflatten(-1, (self.heads, -1)).transpose(1, 2)        # (B, heads, T, H / heads)
-                 for z in (self.query(x), *past)]
-        attended = nn.functional.scaled_dot_product_attention(*heads, attn_mask=causal)
-        h = h + self.out(attended.transpose(1, 2).flatten(2))
-        return h + self.down(self.up(self.norms[1](h)).relu()), past
+def copies(state, n):
+    """n copies of each episode's state: None, a tensor (any, B, …) or a tuple of those."""
+    if isinstance(state, torch.Tensor):
+        return state.repeat_interleave(n, 1)
+    return state and tuple(copies(part, n) for part in state)
 
 # ---------------------------------------------------------------- Meta-Learners
 def shift_right(y):
@@ -104,7 +55,7 @@ def shift_right(y):
 
 class MetaLearner(Network):
     """Learns a tasks.FeatureRegression within an episode: it sees (x_t, y_{t-1}) and guesses y_t.
-    Its weights stay fixed meanwhile. For its calls see tasks.py; for size and more, `Network`."""
+    Its weights stay fixed meanwhile. size, more: see `Network`."""
 
     def __init__(self, distribution, *size, **more):
         inputs = distribution.input_size + distribution.outputs
@@ -123,8 +74,7 @@ class MetaLearner(Network):
         for t in range(T + 1):
             # ask at every query point, each from a copy of the frozen state
             asked = torch.cat([xq.repeat(B, 1), before[:, t].repeat_interleave(Q, 0)], -1)[:, None]
-            copies = state and tuple(part.repeat_interleave(Q, 1) for part in state)
-            answers.append(self(asked, copies)[0].view(B, Q, -1))
+            answers.append(self(asked, copies(state, Q))[0].view(B, Q, -1))
             # then let the real trial change the state
             if t < T:
                 _, state = self(torch.cat([x[:, t, None], before[:, t, None]], -1), state)
@@ -139,32 +89,38 @@ class MetaLearner(Network):
         return (guess - y.to(guess.device)).square().mean((0, 2)).log().mean()
 
 class MetaAgent(Network):
-    """Learns a tasks.ContextualBandit as an agent. From the context and the previous trial it
-    computes logits of the actions, and a baseline that predicts the reward. entropy: initial weight
-    of the entropy bonus. size, more: see `Network`."""
+    """Learns a tasks.ContextualBandit as an agent (RL^2: Duan et al. 2016, Wang et al. 2016). From
+    the context and the previous trial it computes logits of the actions, and a baseline that
+    predicts the reward. entropy: initial weight of the entropy bonus. size, more: see `Network`."""
 
     def __init__(self, distribution, *size, entropy=0.02, **more):
         C, A = distribution.contexts, distribution.actions
         super().__init__(2 * C + A + 1, A + 1, *size, **more)
         self.contexts, self.actions, self.entropy = C, A, entropy
 
-    def begin(self, n, distribution):
+    def reset(self, n):
         """Starts n episodes."""
         self.state, self.previous = None, torch.zeros(n, self.contexts + self.actions + 1)
 
-    def policy(self, contexts):
-        """Action probabilities in some contexts (B, Q), each from a copy of the state before this
-        trial: (B, Q, A)."""
+    def inputs(self, contexts, previous):
+        """Contexts (...) beside the trials before them (..., C + A + 1): (..., 2 C + A + 1)."""
+        return torch.cat([torch.eye(self.contexts)[contexts], previous], -1)
+
+    def act(self, contexts):
+        """Action probabilities in the contexts (B,) of the trial that is played: (B, A)."""
+        outputs, self.state = self(self.inputs(contexts, self.previous)[:, None], self.state)
+        return outputs[:, 0, :-1].softmax(-1).cpu()
+
+    def probe(self, contexts):
+        """Action probabilities in any contexts (B, Q), each from a copy of the state: (B, Q, A)."""
         B, Q = contexts.shape
-        previous = self.previous[:, None].expand(-1, Q, -1)
-        inputs = torch.cat([torch.eye(self.contexts)[contexts], previous], -1).flatten(0, 1)
-        copies = self.state and tuple(part.repeat_interleave(Q, 1) for part in self.state)
-        outputs, self.next_state = self(inputs[:, None], copies)
+        inputs = self.inputs(contexts, self.previous[:, None].expand(-1, Q, -1)).flatten(0, 1)
+        outputs, _ = self(inputs[:, None], copies(self.state, Q))
         return outputs[:, 0, :-1].softmax(-1).view(B, Q, -1).cpu()
 
-    def observe(self, context, action, reward):
-        """Ends a trial in the one context that was asked last, (B,) each."""
-        self.state, self.previous = self.next_state, self.encode_trial(context, action, reward)
+    def update(self, context, action, reward):
+        """Ends a trial, (B,) each; the agent sees it in the next one."""
+        self.previous = self.encode_trial(context, action, reward)
 
     def encode_trial(self, context, action, reward):
         """Encodes finished trials, (B,) or (B, T) each: (..., C + A + 1)."""
@@ -178,13 +134,12 @@ class MetaAgent(Network):
         Each action is credited with its own reward alone (discount 0). This is *not* the gradient
         of the whole return, which includes what an action reveals for later trials. The optimum is
         the same, because in these bandits what is best now is best for later."""
-        correct, context, uniforms = distribution.episodes(
+        correct, context, action_noise = distribution.episodes(
             distribution.sample(batch, generator), generator)
         # play trial by trial without a graph, then compute all trials at once with one
-        action, reward, _ = distribution.play(self, correct, context, uniforms)
+        action, reward, _ = distribution.play(self, correct, context, action_noise)
         previous = shift_right(self.encode_trial(context, action, reward))[:, :-1]
-        inputs = torch.cat([torch.eye(self.contexts)[context], previous], -1)
-        outputs, _ = self(inputs)
+        outputs, _ = self(self.inputs(context, previous))
         action, reward = action.to(outputs.device), reward.to(outputs.device)
         log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
         advantage = reward - baseline
@@ -193,54 +148,55 @@ class MetaAgent(Network):
         loss = -chosen * advantage.detach() + 0.5 * advantage.square()
         return (loss - self.entropy * (1 - progress) * entropy).mean()
 
-class MAML(nn.Module):
-    """Learns linear regression in full-batch gradient steps within an episode (Finn et al. 2017).
-    The outer loop learns the initial weights W_2, W_1 of a linear network and a step size for each
-    step. Dividing by t + 5 keeps step sizes comparable for any number of trials t (ours)."""
+# ---------------------------------------------------------------- optimizers
+class Muon(torch.optim.Optimizer):
+    r"""Gradient descent that makes every update of a matrix orthogonal (Jordan et al. 2024).
 
-    def __init__(self, distribution, width, inner_steps, generator):
-        super().__init__()
-        W1 = torch.randn(width, distribution.input_size, generator=generator)
-        W2 = torch.randn(distribution.outputs, width, generator=generator)
-        self.W1, self.W2 = nn.Parameter(W1 / width ** 0.5), nn.Parameter(W2 / width ** 0.5)
-        self.lr = nn.Parameter(torch.full((inner_steps,), 0.1))
+    The gradient with Nesterov momentum is U S V^T, and the update is U V^T, which Newton-Schulz
+    iterations find. The usual coefficients make its singular values only roughly equal;
+    (1.5, -0.5, 0) converge in more iterations. Parameters are stacks of matrices (..., out, in),
+    each updated separately; `stacked` is how many matrices a parameter stacks along its rows (4 for
+    the gates of an LSTM). torch.optim.Muon works in bfloat16, which is coarser and often slower.
+    """
 
-    def inner_loop(self, x, y, t):
-        """Its map after each step on x (..., T, Dx) and y (..., T, Dy), zero except in the t (...)
-        trials that were seen: (steps + 1, ..., Dy, Dx)."""
-        xx, yx = (z.mT @ x / (t + 5)[..., None, None] for z in (x, y))
-        W1, W2 = (W.expand(*x.shape[:-2], -1, -1) for W in (self.W1, self.W2))
-        maps = [W2 @ W1]
-        for lr in self.lr:
-            error = W2 @ (W1 @ xx) - yx                   # the gradient in W_2 W_1
-            W1, W2 = W1 - lr * W2.mT @ error, W2 - lr * error @ W1.mT
-            maps.append(W2 @ W1)
-        return torch.stack(maps)
+    def __init__(self, parameters, lr, coefficients=(3.4445, -4.7750, 2.0315), iterations=5,
+                 stacked=1):
+        super().__init__(parameters, dict(lr=lr, stacked=stacked))
+        self.coefficients, self.iterations = coefficients, iterations
 
-    def loss(self, distribution, batch, generator, progress):
-        """Mean of log(1 + squared error) on the trials from a random t on. The logarithm dampens
-        the rare episodes in which the inner loop diverges."""
-        x, y = distribution.episodes(distribution.sample(batch, generator), generator)
-        t = torch.randint(x.shape[1], (batch,), generator=generator)
-        unseen = torch.arange(x.shape[1]) >= t[:, None]
-        seen = ~unseen[..., None]
-        guess = x @ self.inner_loop(seen * x, seen * y, t)[-1].mT
-        return (guess - y).square().mean(-1).log1p()[unseen].mean()
+    def orthogonal(self, X):
+        """The orthogonal matrix nearest to each matrix of X (..., n, m), approximately."""
+        a, b, c = self.coefficients
+        tall = X.shape[-2] > X.shape[-1]
+        X = X.mT if tall else X
+        X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(1e-7)
+        for _ in range(self.iterations):
+            A = X @ X.mT
+            X = a * X + (b * A + c * A @ A) @ X
+        return X.mT if tall else X
 
-# ---------------------------------------------------------------- the outer loop
-def make_optimizers(model, name, muon_lr, adam_lr):
-    """Returns optimizers: Adam alone, or Muon for hidden matrices and Adam for the rest."""
-    learners.check_name("optimizer", name, ["muon", "adam"])
-    if name == "adam":
-        return [torch.optim.Adam(model.parameters(), lr=adam_lr)]
+    @torch.no_grad()
+    def step(self):
+        """Updates every parameter once."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(0.95).add_(p.grad)
+                direction = p.grad + 0.95 * momentum                        # Nesterov
+                update = self.orthogonal(direction.unflatten(-2, (group["stacked"], -1)))
+                rate = group["lr"] * max(1, update.shape[-2] / update.shape[-1]) ** 0.5
+                p.sub_(rate * update.flatten(-3, -2))
+
+def default_optimizers(model, muon_lr=0.05, adam_lr=0.02):
+    """Muon for the hidden matrices of a Network, Adam for its other parameters."""
     core = [p for p in model.core.parameters() if p.ndim == 2]
     decoder = [p for p in model.decoder.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in core + decoder)]
-    gates = 4 if isinstance(model.core, nn.LSTM) else 1
+    gates = {nn.LSTM: 4, nn.GRU: 3}.get(type(model.core), 1)
     matrices = [dict(params=core, stacked=gates), dict(params=decoder)]
-    muon = learners.Muon(matrices, muon_lr, iterations=3)         # as good as five here
-    return [torch.optim.Adam(rest, lr=adam_lr), muon]
+    return [torch.optim.Adam(rest, lr=adam_lr), Muon(matrices, muon_lr, iterations=3)]  # 3 suffice
 
+# ---------------------------------------------------------------- the outer loop
 def learning_rate_factor(step, steps):
     """Rises to 1 over the first 2% of the steps and falls linearly to 0 over the last 80%."""
     return min(1, (step + 1) / (0.02 * steps + 1), (steps - step) / (0.8 * steps))
@@ -250,23 +206,26 @@ def spaced_steps(first, last, count):
     spaced = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
     return sorted({0, *spaced.round().int().tolist()})
 
-def train(model, distribution, steps, batch, generator, optimizer="muon", muon_lr=0.05,
-          adam_lr=0.02, checkpoint=None, settings=None, snapshot=None):
+def train(model, distribution, steps, batch, generator, optimizers=None, checkpoint=None,
+          settings=None, snapshot=None):
     """The outer loop: trains a model on new tasks. Returns the snapshots, each with its "step".
 
     model: anything with loss(distribution, batch, generator, progress), progress from 0 to 1.
-    optimizer: see `make_optimizers`; the rates are peaks. checkpoint: a Path from which an
-    interrupted call resumes exactly, if it agrees with settings, a dict. snapshot(step): a dict of
-    tensors, taken at some 40 steps. Raises WrongCheckpoint if that is another run's, and
+    optimizers: a list (default: `default_optimizers`); each group's own rate is its peak.
+    checkpoint: a Path from which an interrupted call resumes exactly, if it was made with these
+    arguments, settings (a dict) and distribution. snapshot(step): a dict of tensors, taken at some
+    40 steps. Raises ValueError if the checkpoint is damaged or another call's, and
     FloatingPointError if a loss or its gradient is not finite.
     """
-    optimizers = make_optimizers(model, optimizer, muon_lr, adam_lr)
+    optimizers = default_optimizers(model) if optimizers is None else optimizers
+    peaks = [group["lr"] for each in optimizers for group in each.param_groups]
     fixed = torch.Generator().manual_seed(0)              # episodes tell distributions apart
     episodes = distribution.episodes(distribution.sample(8, fixed), fixed)
-    belongs_to = dict(settings=settings or {}, episodes=episodes)
+    call = dict(settings or {}, steps=steps, batch=batch, rates=peaks, episodes=episodes)
     first, snapshots = 0, []
     if checkpoint and checkpoint.exists():
-        first, snapshots = load(checkpoint, belongs_to, model, optimizers, generator)
+        first, snapshots = load(checkpoint, call, model, optimizers, generator)
+    groups = [group for each in optimizers for group in each.param_groups]
     snapshot_steps = spaced_steps(max(1, steps / 200), steps, 40) if snapshot else []
     for step in range(first, steps + 1):
         # measure before the update, so step 0 is the untrained model
@@ -284,39 +243,36 @@ def train(model, distribution, steps, batch, generator, optimizer="muon", muon_l
             raise FloatingPointError(f"the loss is {loss.item()} and its gradient {norm.item()} at "
                                      f"outer step {step}; smaller learning rates may help")
         # update with the present learning rates
+        for group, peak in zip(groups, peaks):
+            group["lr"] = peak * learning_rate_factor(step, steps)
         for each in optimizers:
-            for group in each.param_groups:
-                group["lr"] = each.defaults["lr"] * learning_rate_factor(step, steps)
             each.step()
         if checkpoint and ((step + 1) % max(1, steps // 25) == 0 or step + 1 == steps):
-            save(checkpoint, belongs_to, step + 1, model, optimizers, generator, snapshots)
+            save(checkpoint, call, step + 1, model, optimizers, generator, snapshots)
 
 # ---------------------------------------------------------------- the checkpoint
-class WrongCheckpoint(ValueError):
-    """A checkpoint that belongs to another run."""
-
-def difference(there, here):
-    """Says in words in which settings two dicts differ; empty if they agree."""
-    return ", ".join(f"{name} {there.get(name)} there, {value} here"
-                     for name, value in here.items() if there.get(name) != value)
-
-def save(path, belongs_to, step, model, optimizers, generator, snapshots):
+def save(path, call, step, model, optimizers, generator, snapshots):
     """Saves atomically all that `train` needs to continue from `step`."""
-    state = dict(belongs_to, step=step, model=model.state_dict(), generator=generator.get_state(),
+    state = dict(call=call, step=step, model=model.state_dict(), generator=generator.get_state(),
                  optimizers=[each.state_dict() for each in optimizers], snapshots=snapshots)
     unfinished = path.with_name("unfinished-" + path.name)
     torch.save(state, unfinished)
     unfinished.replace(path)
 
-def load(path, belongs_to, model, optimizers, generator):
+def load(path, call, model, optimizers, generator):
     """Restores what `save` saved. Returns the next step and the snapshots so far."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    differs = difference(state["settings"], belongs_to["settings"])
-    pairs = zip(state["episodes"], belongs_to["episodes"])
-    if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-4) for a, b in pairs):
-        differs = differs or "the task distribution has changed"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        there, episodes = state["call"], state["call"].pop("episodes")
+    except Exception as error:                            # torch raises a dozen different ones
+        raise ValueError(f"{path} is no checkpoint, or a damaged one: delete it") from error
+    differs = [f"{name} {there.get(name)} there, {value} here" for name, value in call.items()
+               if name != "episodes" and there.get(name) != value]
+    if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
+               for a, b in zip(episodes, call["episodes"])):
+        differs.append("the task distribution has changed")
     if differs:
-        raise WrongCheckpoint(f"{path} belongs to another run: {differs}")
+        raise ValueError(f"{path} belongs to another run: {', '.join(differs)}")
     model.load_state_dict(state["model"])
     for each, saved in zip(optimizers, state["optimizers"], strict=True):
         each.load_state_dict(saved)

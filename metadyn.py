@@ -1,28 +1,36 @@
 r"""metadyn: how Learners, Meta-Learners and Bayes-optimal inference learn the structure of a task.
 
-    python metadyn.py linreg                 # the experiment; figures and table in runs/linreg
+    python metadyn.py linreg                 # the experiment; table and figures in runs/linreg
     python metadyn.py linreg --help          # every setting with its default
-    python metadyn.py all --seeds 5 --skew 0 1       # families, seeds and skews, and an overview
+    python metadyn.py compare runs/linreg*   # finished runs, averaged over seeds
 
 From Python or a notebook:
 
-    results = metadyn.run("linreg", quick=True, out="runs/quick")
+    results = metadyn.linreg(metadyn.LinReg(noise=0.2))               # arrays by name, no files
+    results = metadyn.run(metadyn.LinReg.quick(noise=0.2))            # the same, saved and drawn
+    print(metadyn.table(results))
 
 This file holds the settings, the three experiments, the steps that they share, and the command
 line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and logging services.
 """
+import signal
+
+if __name__ == "__main__":                                # Ctrl-C while torch is imported: just end
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
+import ast
 import contextlib
 import csv
 import ctypes
-import itertools
+import hashlib
 import json
 import math
-import re
+import operator
 import sys
 import time
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -34,219 +42,273 @@ import tasks
 
 # ---------------------------------------------------------------- settings
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
-SETTINGS = dict(         # type or choices, lower bound, defaults of linreg, nonlinreg, bandit, help
-    seeds=(int, 1, 3 * (None,), "number of seeds; each is a separate run"),
-    seed=(int, 0, (0, 0, 0), "seed of all random numbers, or the first of several"),
-    device=(("auto", "cpu", "cuda", "mps"), None, 3 * ("auto",), "where the Meta-Learner runs"),
-    skew=(float, 0, (0.0, 0.0, 0.0), "how strongly the task distribution prefers the first modes"),
-    core=(("lstm", "attention"), None, 3 * ("lstm",), "core of the Meta-Learner"),
-    hidden=(int, 1, (128, 128, 96), "units of the core"),
-    layers=(int, 1, (2, 2, 1), "layers of the core"),
-    encoder_width=(int, 0, (0, 64, 0), "ReLU units before the core, 0 for none"),
-    outer_steps=(int, 1, (3600, 3000, 1000), "updates of the Meta-Learner's weights"),
-    batch=(int, 1, (128, 128, 256), "episodes in an outer step"),
-    outer_optimizer=(("muon", "adam"), None, 3 * ("muon",), "optimizer of the outer loop"),
-    muon_lr=(float, POSITIVE, (0.045, 0.06, 0.05), "peak learning rate of Muon"),
-    adam_lr=(float, POSITIVE, (0.006, 0.005, 0.02), "peak learning rate of Adam"),
-    entropy=(float, 0, (None, None, 0.02), "initial weight of the entropy bonus; it falls to 0"),
-    singular_values=(float, POSITIVE, ([1.6, 1.2, 0.9, 0.6, 0.3], None, None),
-                     "singular values of the evaluation tasks"),
-    frequencies=(int, 2, (None, 5, None), "the task distribution has frequencies 1 to this"),
-    contexts=(int, 1, (None, None, 5), "contexts"),
-    actions=(int, 2, (None, None, 5), "actions in each context"),
-    trials=(int, 2, (20, 40, 60), "trials in an episode"),
-    noise=(float, 0, (0.1, 0.1, None), "standard deviation of the noise on y"),
-    eval_tasks=(int, 2, (16, 8, 64), "evaluation tasks, the same for every system"),
-    eval_episodes=(int, 2, (256, 256, 256), "episodes of each evaluation task"),
-    test_tasks=(int, 2, (4096, 4096, 4096), "held-out tasks on which κ is measured"),
-    learner_inits=(int, 1, (8, 8, 32), "initializations of the Learner for each task"),
-    learner_lr=(float, POSITIVE, (0.02, 3e-3, 0.5), "step size of the Learner (nonlinreg: Adam's)"),
-    learner_steps=(int, 1, (1500, 800, 2000), "gradient steps of the Learner"),
-    online_steps=(int, 1, (None, 8000, None), "trials of the online Learner"),
-    learner_hidden=(int, 1, (5, 64, None), "hidden units of the Learner, in each layer"),
-    init_scale=(float, POSITIVE, (1e-3, None, None), "each mode's strength at the start"),
-    init_std=(float, 0, (None, None, 0.1), "standard deviation of the Learner's initial logits"),
-    fitted_episodes=(int, 1, (16, 12, 16), "episodes of each task for the fitted Learner"))
-QUICK = dict(                                             # where --quick differs
-    linreg=dict(singular_values=[1.4, 0.5], trials=8, hidden=48, layers=1, batch=64,
-                outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800,
-                learner_hidden=2),
-    nonlinreg=dict(frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1200,
-                   muon_lr=0.1, adam_lr=0.01, learner_steps=400, learner_inits=4,
-                   online_steps=2000, fitted_episodes=4, eval_tasks=6),
-    bandit=dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
-                muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800,
-                learner_inits=16, eval_tasks=32))
-ATTENTION = dict(                                         # where --core attention differs
-    linreg=dict(outer_steps=2200), nonlinreg=dict(outer_steps=2000), bandit=dict(outer_steps=260))
-ATTENTION_RATES = dict(muon_lr=0.02, adam_lr=0.003)
-ADAM = dict(adam_lr=0.003)                                # where --outer-optimizer adam differs
 
-# ---------------------------------------------------------------- the three experiments
-def linreg(config, checkpoint):
+def setting(default, help, low=None, choices=()):
+    """A field of a dataclass of settings, with its help and what is allowed."""
+    return field(default=default, metadata=dict(help=help, low=low, choices=choices))
+
+@dataclass
+class Run:
+    """The settings of all families. Raises ValueError for what is not allowed."""
+    seed: int = setting(0, "seed of all random numbers", low=0)
+    device: str = setting("auto", "auto, cpu, cuda or mps: where the Meta-Learner runs",
+                          choices=("auto", "cpu", "cuda", "mps"))
+    skew: float = setting(0.0, "how strongly the task distribution prefers the first modes", low=0)
+    hidden: int = setting(128, "units of the Meta-Learner's LSTM", low=1)
+    layers: int = setting(2, "layers of the LSTM", low=1)
+    outer_steps: int = setting(3000, "updates of the Meta-Learner's weights", low=1)
+    batch: int = setting(128, "episodes in an outer step", low=1)
+    outer_optimizer: str = setting("muon", "muon or adam", choices=("muon", "adam"))
+    muon_lr: float = setting(0.05, "peak learning rate of Muon", low=POSITIVE)
+    adam_lr: float = setting(0.005, "peak learning rate of Adam", low=POSITIVE)
+    trials: int = setting(20, "trials in an episode", low=2)
+    eval_tasks: int = setting(16, "evaluation tasks, the same for every system", low=2)
+    eval_episodes: int = setting(256, "episodes of each evaluation task", low=2)
+    test_tasks: int = setting(4096, "held-out tasks on which the score is measured", low=2)
+
+    QUICK = {}                                            # where --quick differs
+
+    @classmethod
+    def quick(cls, **changes):
+        """The settings of a small version, with changes."""
+        return cls(**cls.QUICK | changes)
+
+    @classmethod
+    def rules(cls):
+        """Pairs of each field and what `setting` said of it. A family may change only defaults."""
+        said = {}
+        for base in reversed(cls.__mro__):
+            for name, each in vars(base).get("__dataclass_fields__", {}).items():
+                said[name] = each.metadata or said.get(name) or setting(None, "").metadata
+        return [(each, said[each.name]) for each in fields(cls)]
+
+    def __post_init__(self):
+        convert = {int: operator.index, float: float, str: str,
+                   tuple: lambda values: tuple(float(x) for x in np.atleast_1d(values))}
+        for each, said in self.rules():
+            value, low, choices = getattr(self, each.name), said["low"], said["choices"]
+            try:
+                value = convert[each.type](value)
+                numbers = np.atleast_1d(0 if low is None else value)
+                valid = value in choices if choices else numbers.size and all(
+                    (low or 0) <= x < 2 ** 31 for x in numbers)
+            except (TypeError, ValueError):
+                valid = False
+            if not valid:
+                allowed = " or ".join(choices) or f"{each.type.__name__}, at least {low}"
+                raise ValueError(f"{each.name} cannot be {value!r}; allowed is {allowed}")
+            setattr(self, each.name, value)
+        available_device(self.device)
+
+    def identity(self):
+        """What makes this run another one, by name: all settings but the device."""
+        return {name: value for name, value in vars(self).items() if name != "device"}
+
+    def name(self):
+        """The family and what differs from its defaults or from its quick version, whichever is
+        nearer: "linreg-quick-noise0.2-seed1"."""
+        def differs(base):
+            return [f"-{name}{'_'.join(map(str, np.atleast_1d(value)))}" for name, value
+                    in reversed(self.identity().items()) if value != base.identity()[name]]
+
+        words = [differs(type(self)()), ["-quick"] + differs(self.quick())]
+        return self.experiment.__name__ + "".join(min(words, key=len))
+
+def available_device(name):
+    """The device of this name, or the one to use for "auto". Raises ValueError if it is absent."""
+    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if name == "auto":                                    # mps has never been run: on request only
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        raise ValueError(f"device: there is no {name} on this machine")
+    return name
+
+# ---------------------------------------------------------------- linear regression
+@dataclass
+class LinReg(Run):
     """Linear regression: the singular modes of a linear map, after Saxe et al. 2013."""
-    results = Results(config, modes=[f"s = {s:g}" for s in config.singular_values],
-                      best=config.noise ** 2)
-    spectrum = torch.tensor(config.singular_values)
-    distribution = tasks.LinearRegression(len(spectrum), config.noise, config.trials, config.skew)
-    W = distribution.evaluation_tasks(
-        config.eval_tasks, spectrum, generator_for(config, "evaluation"))
+    outer_steps: int = 3600
+    muon_lr: float = 0.045
+    adam_lr: float = 0.006
+    singular_values: tuple = setting((1.6, 1.2, 0.9, 0.6, 0.3),
+                                     "singular values of the evaluation tasks", low=POSITIVE)
+    noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
+    learner_repeats: int = setting(8, "initializations of the Learner for each task", low=1)
+    learner_lr: float = setting(0.02, "step size of the Learner", low=POSITIVE)
+    learner_steps: int = setting(1500, "gradient steps of the Learner", low=1)
+    learner_hidden: int = setting(5, "hidden units of the Learner", low=1)
+    init_scale: float = setting(1e-3, "variance of the Learner's initial weights", low=POSITIVE)
+    converged_episodes: int = setting(16, "episodes of each task for the converged Learner", low=1)
 
-    results.phase("Learners, from several initializations for each task")
-    lr, width, u0 = config.learner_lr, config.learner_hidden, config.init_scale
-    record = evenly_spaced(config.learner_steps)
-    short = evenly_spaced(config.learner_steps // 10 + 1)
-    targets = W.double()[:, None].expand(-1, config.learner_inits, -1, -1)
-    common = dict(lr=lr, record=record, init_scale=u0, hidden=width)
-    variants = dict(
-        learner=dict(),
-        one_layer=dict(start="one layer"),
-        large_start=dict(start="large", hidden=max(width, 64), record=short),
-        aligned=dict(start="aligned"),
-        adam=dict(optimizer="adam", lr=lr / 10),
-        rmsprop=dict(optimizer="rmsprop", lr=lr / 10),
-        muon=dict(optimizer="muon", record=short),
-        online=dict(online_noise=config.noise),
-        online_one_layer=dict(start="one layer", online_noise=config.noise))
-    for system, changes in variants.items():
-        settings = common | changes
-        maps = learners.linear_network(
-            targets, generator=generator_for(config, "learners"), **settings)
-        results.add(system, settings["record"], distribution.strength(maps, W[:, None]))
+    QUICK = dict(singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
+                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800, learner_hidden=2)
 
-    # their closed forms
-    s, t = spectrum.double(), lr * torch.tensor(record)
-    results["aligned/theory"] = learners.deep_linear_theory(s, u0, t) / s
-    results["one_layer/theory"] = learners.one_layer_theory(s, 0.0, t) / s
-    if len(s) <= width:
-        results["learner/theory_half_times"] = learners.random_start_half_times(s, u0, width) / lr
+def linreg(config, checkpoint=None):
+    """The experiment on linear regression. Returns Results."""
+    s = torch.tensor(sorted(config.singular_values, reverse=True), dtype=torch.float64)
+    results = Results(config, modes=[f"s = {x:g}" for x in s.tolist()])
+    distribution = tasks.LinearRegression(s.tolist(), config.noise, config.trials, config.skew)
+    W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
 
-    # the Meta-Learner; as a control in its outer loop, tasks with equal singular values
-    equal = tasks.random_orthogonal(len(spectrum), len(spectrum), generator_for(config, "control"))
-    targets = dict(strength=W, equal=spectrum[:, None, None] * equal)
-    model = new_meta_learner(config, distribution, meta.MetaLearner)
-    predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
-    _, _, x, y = measure_both_loops(config, distribution, targets, predictors, results, checkpoint)
+    results.log("Learners, from several initializations for each task")
+    steps, std = evenly_spaced(config.learner_steps), config.init_scale ** 0.5
+    dim, width = len(s), config.learner_hidden
+    targets = W.double()[:, None].expand(-1, config.learner_repeats, -1, -1)
+    for system, label, unit, widths, std_, online in (
+            ("learner", "Learner", "steps", [dim, width, dim], std, False),
+            ("one_layer", "One layer", "steps", [dim, dim], config.init_scale, False),
+            ("online", "Learner, online", "trials", [dim, width, dim], std, True)):
+        generator = generator_for(config, "learners")
+        layers = learners.init_layers(targets.shape[:2], widths, generator, std_, s.dtype)
+        maps = learners.linear_network(targets, layers, config.learner_lr, steps, online=online,
+                                       noise=config.noise, generator=generator)
+        results.add(system, label, unit, steps, distribution.strength(maps, W[:, None]))
+    time = config.learner_lr * torch.tensor(steps)
+    results["one_layer/theory"] = learners.one_layer_theory(s, 0.0, time) / s
 
-    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same trials")
-    trials, few = meta.spaced_steps(1, config.trials, 10), config.fitted_episodes
-    maps = learners.fitted_linear_network(x[:, :few], y[:, :few], trials, init_scale=u0,
-                                          hidden=width, generator=generator_for(config, "learners"))
-    results.add("fitted", trials, distribution.strength(maps, W[:, None]))
-    results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
+    model = meta.MetaLearner(distribution, config.hidden, config.layers,
+                             generator_for(config, "initialization"))
+    _, _, x, y = measure_both_loops(
+        results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
 
-    results.phase("gradient-based Meta-Learner, and gradient descent from its learned start")
-    maml = meta.MAML(distribution, width=20, inner_steps=3,
-                     generator=generator_for(config, "initialization"))
-    meta.train(maml, distribution, steps=config.outer_steps // 2 + 1, batch=128, optimizer="adam",
-               adam_lr=0.01, generator=generator_for(config, "tasks"))
-    maps = maml.inner_loop(x, y, torch.tensor(config.trials))
-    results.add("maml", range(len(maps)), distribution.strength(maps, W[:, None]))
-    start = [layer.expand(len(W), 1, -1, -1) for layer in (maml.W1, maml.W2)]
-    maps = learners.linear_network(W[:, None], lr, short, start)
-    results.add("maml_start", short, distribution.strength(maps, W[:, None]))
-
-    results.phase("out of distribution: tasks with scaled singular values")
-    scales, many = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), W.repeat_interleave(64, 0)
-    tests = [distribution.episodes(x * many, generator_for(config, "ood")) for x in scales]
-    results["ood/scale"] = scales
-    results["ood/captured"] = [captured_on(test, distribution, predictors) for test in tests]
+    results.log("Learner trained to convergence on the first t trials, for each t")
+    trials, few = meta.spaced_steps(1, config.trials, 10), config.converged_episodes
+    x, y = x[:, :few].double(), y[:, :few].double()
+    layers = learners.init_layers((len(trials), *x.shape[:2]), [dim, width, dim],
+                                  generator_for(config, "learners"), std, s.dtype)
+    maps = learners.converged_linear_network(x, y, trials, layers)
+    results.add_converged(trials, distribution.strength(maps, W[:, None]))
     return results
 
-def nonlinreg(config, checkpoint):
+LinReg.experiment = linreg
+
+# ---------------------------------------------------------------- nonlinear regression
+@dataclass
+class NonlinReg(Run):
     """Nonlinear regression: the frequencies of a function, after Rahaman et al. 2018."""
-    band = range(1, config.frequencies + 1)
-    results = Results(config, modes=[f"k = {k}" for k in band], best=config.noise ** 2)
+    muon_lr: float = 0.06
+    trials: int = 40
+    eval_tasks: int = 8
+    n_frequencies: int = setting(5, "the task distribution has frequencies 1 to this", low=2)
+    noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
+    encoder_width: int = setting(64, "ReLU units before the LSTM, 0 for none", low=0)
+    learner_repeats: int = setting(8, "initializations of the Learner for each task", low=1)
+    learner_lr: float = setting(3e-3, "Adam's learning rate in the Learner", low=POSITIVE)
+    learner_steps: int = setting(800, "gradient steps of the Learner", low=1)
+    learner_hidden: int = setting(64, "units of each of the Learner's layers", low=1)
+    online_steps: int = setting(8000, "trials of the online Learner", low=1)
+    converged_episodes: int = setting(12, "episodes of each task for the converged Learner", low=1)
+
+    QUICK = dict(n_frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1200,
+                 muon_lr=0.1, adam_lr=0.01, learner_steps=400, learner_repeats=4,
+                 online_steps=2000, converged_episodes=4, eval_tasks=6)
+
+def nonlinreg(config, checkpoint=None):
+    """The experiment on nonlinear regression. Returns Results."""
+    band = range(1, config.n_frequencies + 1)
+    results = Results(config, modes=[f"k = {k}" for k in band])
     distribution = tasks.FourierRegression(band, config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
-    points, lr, inits = max(64, 4 * len(band)), config.learner_lr, config.learner_inits
+    points, lr, repeats = max(64, 4 * len(band)), config.learner_lr, config.learner_repeats
     circle = torch.arange(points) / points
+    sizes = dict(hidden=config.learner_hidden, at=circle)
 
-    results.phase("Learner, a ReLU network")
-    record = evenly_spaced(config.learner_steps, 200)
-    y = (distribution.features(circle[:, None]) @ W.mT).mT.expand(-1, inits, -1)
-    f = learners.relu_network(circle.expand(y.shape), y, lr, record, hidden=config.learner_hidden,
+    results.log("Learner, a ReLU network")
+    steps = evenly_spaced(config.learner_steps, 200)
+    y = (distribution.features(circle[:, None]) @ W.mT).mT.expand(-1, repeats, -1)
+    f = learners.relu_network(circle.expand(y.shape), y, lr, steps, **sizes,
                               generator=generator_for(config, "learners"))
-    results.add("learner", record, read_waves(distribution, f, circle, W))
+    results.add("learner", "Learner", "steps", steps, distribution.waves(f, circle, W))
 
-    results.phase("knock-out: one linear layer on Fourier features, step size 0.01")
-    targets, record = W[:, None].expand(-1, inits, -1, -1), range(301)
-    maps = learners.linear_network(targets, 0.01, record, "one layer",
-                                   generator=generator_for(config, "learners"))
-    results.add("fourier", record, distribution.strength(maps, W[:, None]))
+    results.log("ablation: one linear layer on Fourier features")
+    lr_features, steps = 0.01, range(301)                 # time constant 100 steps
+    targets = W[:, None].expand(-1, repeats, -1, -1)
+    layers = learners.init_layers(targets.shape[:2], [2 * len(band), 1],
+                                  generator_for(config, "learners"), std=1e-3)
+    maps = learners.linear_network(targets, layers, lr_features, steps)
+    results.add("fourier", "Fourier features", "steps", steps,
+                distribution.strength(maps, W[:, None]))
     results["fourier/theory"] = learners.one_layer_theory(
-        torch.ones(len(band)), 0.0, 0.01 * torch.tensor(record))
+        torch.ones(len(band)), 0.0, lr_features * torch.tensor(steps))
 
-    results.phase("online Learner: the ReLU network with one fresh noisy trial a step")
-    record, generator = evenly_spaced(config.online_steps), generator_for(config, "online")
+    results.log("online Learner: the ReLU network with one fresh noisy trial a step")
+    steps, generator = evenly_spaced(config.online_steps), generator_for(config, "online")
     stream = tasks.FourierRegression(band, config.noise, config.online_steps)
-    x, y = stream.episodes(W.repeat_interleave(inits, 0), generator)
-    f = learners.relu_network(x[..., 0], y[..., 0], lr / 3, record, hidden=config.learner_hidden,
-                              at=circle, generator=generator, online=True)
-    results.add("online", record, read_waves(distribution, f.unflatten(1, (-1, inits)), circle, W))
+    x, y = stream.episodes(W.repeat_interleave(repeats, 0), generator)
+    # steps on single noisy trials need a smaller rate than steps on all points
+    f = learners.relu_network(x[..., 0], y[..., 0], lr / 3, steps, **sizes, online=True,
+                              generator=generator)
+    results.add("online", "Learner, online", "trials", steps,
+                distribution.waves(f.unflatten(1, (-1, repeats)), circle, W))
 
-    # the Meta-Learner
-    targets, model = dict(strength=W), new_meta_learner(config, distribution, meta.MetaLearner)
-    predictors = dict(none=tasks.NeverLearns(), meta=model, bayes=tasks.Bayes(distribution))
-    _, _, x, y = measure_both_loops(config, distribution, targets, predictors, results, checkpoint)
+    model = meta.MetaLearner(distribution, config.hidden, config.layers,
+                             generator_for(config, "initialization"),
+                             encoder_width=config.encoder_width)
+    _, _, x, y = measure_both_loops(
+        results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
 
-    results.phase("Learners fitted to the first t trials, for each t, and Bayes on the same trials")
-    trials, few = meta.spaced_steps(1, config.trials, 8), config.fitted_episodes
+    results.log("Learner trained to convergence on the first t trials, for each t")
+    trials, few = meta.spaced_steps(1, config.trials, 8), config.converged_episodes
     x, y, generator = x[:, :few, :, 0], y[:, :few, :, 0], generator_for(config, "learners")
-    f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps],
-                               hidden=config.learner_hidden, at=circle, generator=generator)
-         for t in trials]
-    results.add("fitted", trials, read_waves(distribution, torch.cat(f), circle, W))
-    results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
+    f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps], **sizes,
+                               generator=generator) for t in trials]
+    results.add_converged(trials, distribution.waves(torch.cat(f), circle, W))
     return results
 
-def bandit(config, checkpoint):
+NonlinReg.experiment = nonlinreg
+
+# ---------------------------------------------------------------- bandits
+@dataclass
+class Bandit(Run):
     """Contextual bandits: the correct action in each context, after Schaul et al. 2019."""
-    results = Results(config, modes=[f"context {c + 1}" for c in range(config.contexts)], best=1.0)
-    size = config.contexts, config.actions
-    distribution = tasks.ContextualBandit(*size, config.trials, config.skew)
+    hidden: int = 96
+    layers: int = 1
+    outer_steps: int = 1000
+    batch: int = 256
+    adam_lr: float = 0.02
+    trials: int = 60
+    eval_tasks: int = 64
+    contexts: int = setting(5, "contexts", low=1)
+    actions: int = setting(5, "actions in each context", low=2)
+    entropy: float = setting(0.02, "initial weight of the entropy bonus; it falls to 0", low=0)
+    learner_repeats: int = setting(32, "repeats of the Learner for each task", low=1)
+    learner_lr: float = setting(0.5, "step size of the Learner", low=POSITIVE)
+    learner_steps: int = setting(2000, "gradient steps of the Learner", low=1)
+    init_std: float = setting(0.1, "standard deviation of the Learner's initial logits", low=0)
+
+    QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
+                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800,
+                 learner_repeats=16, eval_tasks=32)
+
+def bandit(config, checkpoint=None):
+    """The experiment on contextual bandits. Returns Results."""
+    results = Results(config, modes=[f"context {c + 1}" for c in range(config.contexts)])
+    distribution = tasks.ContextualBandit(
+        config.contexts, config.actions, config.trials, config.skew)
     correct = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
-    results["shared_answers"] = tasks.shared_answers(correct)
 
-    results.phase("Learners: shared bias, separate biases, and online (one trial per step)")
-    record = meta.spaced_steps(1, config.learner_steps, 120)
-    for system, shared in ("learner", True), ("own_biases", False), ("online", True):
-        generator = generator_for(config, "online" if system == "online" else "learners")
-        renamed = distribution.rename(correct, config.learner_inits, generator)
-        logits = config.init_std * torch.randn(*renamed.shape, config.actions, generator=generator)
-        J = learners.policy_gradient(
-            renamed, logits, config.learner_lr, record, distribution.rates, shared,
-            online=generator if system == "online" else None)
-        results.add(system, record, distribution.strength(J))
+    results.log("Learners: shared bias, a bias for each context, and online (one trial a step)")
+    steps = meta.spaced_steps(1, config.learner_steps, 120)
+    for system, label, unit, shared in (("learner", "Learner", "steps", True),
+                                        ("own_biases", "Own biases", "steps", False),
+                                        ("online", "Learner, online", "trials", True)):
+        online = system == "online"
+        generator = generator_for(config, "online" if online else "learners")
+        permuted = distribution.permute_actions(correct, config.learner_repeats, generator)
+        logits = config.init_std * torch.randn(
+            *permuted.shape, config.actions, generator=generator)
+        J = learners.policy_gradient(permuted, logits, config.learner_lr, steps, distribution.rates,
+                                     shared, online, generator)
+        results.add(system, label, unit, steps, distribution.strength(J))
 
-    # the Meta-Learner
-    model = new_meta_learner(config, distribution, meta.MetaAgent, entropy=config.entropy)
-    predictors = dict(none=tasks.UniformAgent(), meta=model, bayes=tasks.BayesAgent())
-    targets = dict(strength=correct)
-    episodes = measure_both_loops(
-        config, distribution, targets, predictors, results, checkpoint)
+    model = meta.MetaAgent(distribution, config.hidden, config.layers,
+                           generator_for(config, "initialization"), entropy=config.entropy)
+    measure_both_loops(
+        results, distribution, correct, model, tasks.BayesAgent(distribution), checkpoint)
     results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
-
-    results.phase("policies fitted to the first t trials that Bayes played, for each t")
-    trials, few = meta.spaced_steps(1, config.trials, 12), config.fitted_episodes
-    renamed, contexts, uniforms = (part[:, :few].flatten(0, 1) for part in episodes)
-    actions, rewards, _ = distribution.play(tasks.BayesAgent(), renamed, contexts, uniforms)
-    logits = config.init_std * torch.randn(
-        len(trials), len(renamed), *size, generator=generator_for(config, "learners"))
-    policies = learners.fitted_policy(contexts, actions, rewards, trials, logits)
-    chosen = renamed[..., None].expand(len(trials), -1, -1, 1)
-    J = policies.gather(-1, chosen)[..., 0].unflatten(1, (len(correct), -1))
-    results.add("fitted", trials, distribution.strength(J))
-    results.add("bayes_as_fitted", trials, results["bayes/strength"][trials][:, :, :few])
-
-    # ceilings: Bayes against Bayes with other random choices, and a fixed order up to ties
-    other_uniforms = torch.rand(episodes[2].shape, generator=generator_for(config, "ood"))
-    strength, _ = distribution.inner_loop(tasks.BayesAgent(), *episodes[:2], other_uniforms)
-    results["ceiling/follows_bayes"] = learners.half_time_correlation(
-        strength, *results.tensors("bayes"))
-    if not config.skew:                                   # rates would break the ties
-        results["ceiling/concordance"] = learners.concordance_ceiling(tasks.shared_answers(correct))
     return results
+
+Bandit.experiment = bandit
 
 # ---------------------------------------------------------------- steps that experiments share
 PURPOSES = ("tasks", "initialization", "evaluation", "probe", "learners", "online", "test", "ood",
@@ -261,17 +323,14 @@ def evenly_spaced(last, count=400):
     return [*range(0, last, max(1, last // count)), last]
 
 class Results(dict):
-    """What a run measured: NumPy arrays by name. Print it to see the table.
+    """What a run measured: NumPy arrays by name.
 
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
-    SYSTEM/theory (R, K), theory_half_times (K,)       its closed forms, where there are any
+    SYSTEM/label (2,), SYSTEM/theory (R, K)            its name and unit of time; its closed form
+    performance/SYSTEM (n, T), excess/SYSTEM ()        loss or reward on new tasks; its last excess
     probe/SYSTEM (T + 1,)                              R^2 of the probe
-    performance/SYSTEM (n, T), best ()                 loss or reward on new tasks, best possible
-    outer_loop/step (P,), strength (P, N, E, K), captured (P,), equal (P, K, E, K)
+    outer_loop/step (P,), strength (P, N, E, K), score (P,)
     modes (K,)                                         their names
-    ood/scale (S,), captured (S,)                      κ on larger and smaller tasks
-    shared_answers (N, K), ceiling/… (K,) and ()       of bandits; see `bandit`
-    Attributes: config; of a complete run also summary.
     """
 
     def __init__(self, config, **arrays):
@@ -284,327 +343,274 @@ class Results(dict):
             values = values.detach().cpu().numpy()
         super().__setitem__(name, np.array(values, order="C"))
 
-    def add(self, system, time, strength):
-        """Adds a system's strengths (R, N, E, K) at times (R,)."""
+    def log(self, words):
+        """Prints what happens now, and how many seconds the run has taken so far."""
+        print(f"{time.perf_counter() - self.begun:6.0f} s  {words}", file=sys.stderr, flush=True)
+
+    def add(self, system, label, unit, time, strength):
+        """Adds a system's strengths (R, N, E, K) at times (R,), with its label and unit of time."""
+        self[f"{system}/label"] = label, unit
         self[f"{system}/time"] = time
         self[f"{system}/strength"] = strength
 
-    def phase(self, name):
-        """Prints what happens now, and how many seconds the run has taken so far."""
-        print(f"{time.perf_counter() - self.begun:6.0f} s  {name}", file=sys.stderr, flush=True)
+    def add_converged(self, trials, strength):
+        """Adds a Learner that converged on the first t trials, and Bayes on the same trials."""
+        self.add("converged", "Learner, converged", "trials", trials, strength)
+        same = self["bayes/strength"][trials][:, :, :strength.shape[2]]
+        self.add("bayes_as_converged", "Bayes, same episodes", "trials", trials, same)
 
     def systems(self):
         """The names of all systems, in the order in which they were measured."""
         return [name.removesuffix("/time") for name in self if name.endswith("/time")]
 
     def tensors(self, system):
-        """A system's strengths (R, N, E, K) and times (R,), for the measures of learners.py."""
+        """A system's strengths (R, N, E, K) and times (R,), for the measures of learners.py.
+        Raises ValueError for an unknown system."""
+        if system not in self.systems():
+            raise ValueError(f"{system!r} is not one of {', '.join(self.systems())}")
         return [torch.from_numpy(self[f"{system}/{name}"]) for name in ("strength", "time")]
 
     def curve(self, system):
-        """A system's times (R,), and the mean strengths and standard errors over tasks, (R, K).
-        Raises ValueError for an unknown system."""
-        learners.check_name("system", system, self.systems())
-        strength = self[f"{system}/strength"].mean(2)
-        stderr = strength.std(1, ddof=1) / strength.shape[1] ** 0.5
-        return self[f"{system}/time"], strength.mean(1), stderr
+        """A system's times (R,), and its mean strengths and their standard errors over tasks,
+        (R, K)."""
+        strength, time = self.tensors(system)
+        by_task = strength.mean(2).movedim(1, 0)                            # (N, R, K)
+        return [part.numpy() for part in
+                (time, by_task.mean(0), learners.standard_error(by_task))]
 
-    def __repr__(self):
-        modes = "".join(f"{k + 1:6}" for k in range(len(self["modes"])))
-        lines = ["Half-time of each mode; index: latest over earliest, of averages over repeats",
-                 "[± 2 standard errors], and within a repeat; concordance: 1 same order, 0 chance",
-                 "", f"{'':32}{modes}  index               within  concordance"]
-        for system, row in self.summary["systems"].items():
-            name = "{} ({})".format(*SYSTEMS[system])
-            half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
-            index, low, high = map(format_number, [row["staggering"], *row["staggering_ci"]])
-            index = f"{'>' * row['lower_bound']}{index} [{low}, {high}]"
-            lines.append(f"{name:32}{half_times}  {index:20}{format_number(row['within']):>6}"
-                         f"{format_number(row['concordance']):>13}")
-        captured, (low, high) = self.summary["captured"], self.summary["captured_ci"]
-        excess = format_number(self.summary["last_excess"])
-        lines += ["", f"Captured fraction κ = {captured:.3f} [{low:.3f}, {high:.3f}]; at the last "
-                  f"trial it is {excess} times as far from the best possible as Bayes"]
-        if not captured > 0.8:
-            lines.append("Warning: κ is below 0.8. An unfinished Meta-Learner can look staggered; "
-                         "try more outer steps.")
-        return "\n".join(lines)
+    @property
+    def summary(self):
+        """The numbers of a run as nested dicts; see `summarize`."""
+        return summarize(self)
 
-def new_meta_learner(config, distribution, kind, **more):
-    """An untrained Meta-Learner; kind is meta.MetaLearner or meta.MetaAgent."""
-    generator = generator_for(config, "initialization")
-    model = kind(distribution, config.hidden, config.layers, generator, core=config.core,
-                 encoder_width=config.encoder_width, **more)
-    return model.to(config.device)
-
-def read_waves(distribution, f, at, W):
-    """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) seen at points
-    (Q,): (R, N, E, K)."""
-    fit, _, _ = distribution.fit(f[..., None], at[:, None])
-    return distribution.strength(fit, W[:, None])
-
-def captured_on(episodes, distribution, predictors):
-    """κ on some episodes. predictors: none, meta and bayes, in this order."""
-    return learners.captured_fraction(*(distribution.score(predictor, *episodes).mean(1)
-                                        for predictor in predictors.values()))[0]
-
-def measure_both_loops(config, distribution, targets, predictors, results, checkpoint):
-    """Trains the Meta-Learner, measuring along the way κ on held-out tasks and its strengths at the
-    last trial on `targets`, a dict of sets of tasks by name. Then measures what it and Bayes learn
-    within the same episodes of targets["strength"], and returns those."""
-    results.phase("outer loop")
-    model, generator = predictors["meta"], generator_for(config, "test")
+def measure_both_loops(results, distribution, W, model, bayes, checkpoint=None):
+    """Trains the Meta-Learner `model`, measuring along the way its score on held-out tasks and its
+    strengths at the last trial on the evaluation tasks W. Then measures what it and Bayes learn
+    within the same episodes of W, and returns those."""
+    config, device, last = results.config, available_device(results.config.device), {}
+    results.log(f"outer loop, on {device}")
+    generator = generator_for(config, "test")
     test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
-    some, last = [part[:256] for part in test], {}
-    few = {name: distribution.evaluation_episodes(those, 2, generator_for(config, "snapshots"))
-           for name, those in targets.items()}
+    some = [part[:256] for part in test]
+    never, best = distribution.never_learns(*some).mean(1), distribution.score(bayes, *some).mean(1)
+    few = distribution.evaluation_episodes(W, 2, generator_for(config, "snapshots"))
 
     def snapshot(step):
-        """Measures the model at an outer step, and prints κ."""
-        captured, now = captured_on(some, distribution, predictors), time.perf_counter()
+        """Measures the model at an outer step, and prints its score."""
+        now, (strength, _) = time.perf_counter(), distribution.inner_loop(model, *few)
+        score = learners.normalized_score(never, distribution.score(model, *some).mean(1), best)[0]
         if last and 10 * step >= config.outer_steps:
             seconds = (now - last["time"]) / (step - last["step"]) * (config.outer_steps - step)
-            results.phase(f"outer step {step} of {config.outer_steps}, κ {captured:.2f}; "
-                          f"{seconds:.0f} s left for the outer loop")
+            results.log(f"outer step {step} of {config.outer_steps}, score {score:.2f}; "
+                        f"{seconds:.0f} s left for the outer loop")
         last.update(step=step, time=now)
-        return dict(captured=torch.tensor(captured)) | {
-            name: distribution.inner_loop(model, *those)[0][-1].clone()
-            for name, those in few.items()}
+        return dict(score=torch.tensor(score), strength=strength[-1].clone())
 
+    optimizers = meta.default_optimizers(model.to(device), config.muon_lr, config.adam_lr)
+    if config.outer_optimizer == "adam":
+        optimizers = [torch.optim.Adam(model.parameters(), lr=config.adam_lr)]
     snapshots = meta.train(
-        model, distribution, steps=config.outer_steps, batch=config.batch,
-        generator=generator_for(config, "tasks"), optimizer=config.outer_optimizer,
-        muon_lr=config.muon_lr, adam_lr=config.adam_lr, checkpoint=checkpoint,
-        settings=vars(config) | dict(device=None), snapshot=snapshot)
-    for name in snapshots[0]:
+        model, distribution, steps=config.outer_steps, batch=config.batch, optimizers=optimizers,
+        generator=generator_for(config, "tasks"), checkpoint=checkpoint,
+        settings=config.identity(), snapshot=snapshot)
+    for name in "step", "score", "strength":
         results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
 
-    results.phase("what the Meta-Learner and Bayes learn within the same episodes")
+    results.log("what the Meta-Learner and Bayes learn within the same episodes")
     episodes = distribution.evaluation_episodes(
-        targets["strength"], config.eval_episodes, generator_for(config, "probe"))
-    for system, predictor in predictors.items():
-        results[f"performance/{system}"] = distribution.score(predictor, *test)
-        if system != "none":
-            strength, r_squared = distribution.inner_loop(predictor, *episodes)
-            results.add(system, torch.arange(config.trials + 1.0), strength)
-            results[f"probe/{system}"] = r_squared
+        W, config.eval_episodes, generator_for(config, "probe"))
+    results["performance/none"] = distribution.never_learns(*test)
+    for system, label, predictor in ("meta", "Meta-Learner", model), ("bayes", "Bayes", bayes):
+        strength, results[f"probe/{system}"] = distribution.inner_loop(predictor, *episodes)
+        results.add(system, label, "trials", torch.arange(config.trials + 1.0), strength)
+        results[f"performance/{system}"] = performance = distribution.score(predictor, *test)
+        results[f"excess/{system}"] = distribution.excess(performance, strength)
     return episodes
 
 # ---------------------------------------------------------------- numbers and figures of a run
-SYSTEMS = dict(                                           # label, and unit of time
-    learner=("Learner", "steps"), aligned=("Learner, aligned start", "steps"),
-    one_layer=("One layer", "steps"), adam=("Adam", "steps"), rmsprop=("RMSprop", "steps"),
-    muon=("Muon", "steps"), large_start=("Large start", "steps"),
-    fourier=("Fourier features", "steps"), own_biases=("Own biases", "steps"),
-    online=("Learner, online", "trials"), online_one_layer=("One layer, online", "trials"),
-    fitted=("Learner, fitted", "trials"), bayes_as_fitted=("Bayes, same episodes", "trials"),
-    maml=("MAML, inner loop", "steps"), maml_start=("Descent from MAML start", "steps"),
-    meta=("Meta-Learner", "trials"), bayes=("Bayes-optimal", "trials"))
-
-COMPARED, CAUSE_REMOVED = ("learner", "meta", "bayes"), ("one_layer", "fourier", "own_biases")
-
 def summarize(results):
     """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
-    losses = [torch.from_numpy(results[f"performance/{system}"])
-              for system in ("none", "meta", "bayes")]
-    captured, *captured_ci = learners.captured_fraction(*(loss.mean(1) for loss in losses))
-    excess = [loss[:, -1].mean() - results["best"].item() for loss in losses[1:]]
-    if "shared_answers" in results:                       # rewards are too coarse so near to 1
-        excess = [1 - results.tensors(system)[0][-1].mean() for system in ("meta", "bayes")]
-    step = torch.from_numpy(results["outer_loop/step"])
+    score, *score_ci = learners.normalized_score(*(
+        torch.from_numpy(results[f"performance/{system}"]).mean(1)
+        for system in ("none", "meta", "bayes")))
+    excess, least = results["excess/meta"].item(), results["excess/bayes"].item()
     # one training: its tasks are the repeats
-    strength = torch.from_numpy(results["outer_loop/strength"]).flatten(1, 2)[:, None]
-    trained = learners.describe(strength, step)
-    outer_loop = {name: trained[name] for name in ("half_times", "staggering", "lower_bound")}
-    if "outer_loop/equal" in results:
-        equal = torch.from_numpy(results["outer_loop/equal"]).mean((2, 3))
-        outer_loop["equal_half_times"] = learners.half_time(equal, step).tolist()
-    meta_learner, fitted = results.tensors("meta")[0], results.tensors("fitted")[0]
-    bayes, same_episodes = results.tensors("bayes"), results.tensors("bayes_as_fitted")
+    trained = learners.describe(torch.from_numpy(results["outer_loop/strength"]).flatten(1, 2)[
+        :, None], torch.from_numpy(results["outer_loop/step"]))
+    systems = {system: learners.describe(*results.tensors(system)) for system in results.systems()}
+    for system, other in ("meta", "bayes"), ("converged", "bayes_as_converged"):
+        if system in systems:
+            both = results.tensors(system)[0], *results.tensors(other)
+            systems[system] |= dict(
+                follows_bayes=learners.half_time_correlation(*both).tolist(),
+                against_bayes=learners.half_time_ratio(*both).tolist())
     return dict(
-        systems={system: learners.describe(*results.tensors(system))
-                 for system in results.systems()},
-        captured=captured, captured_ci=captured_ci, last_excess=(excess[0] / excess[1]).item(),
-        follows_bayes=learners.half_time_correlation(meta_learner, *bayes).tolist(),
-        fitted_follows_bayes=learners.half_time_correlation(fitted, *same_episodes).tolist(),
-        against_bayes=learners.half_time_ratio(meta_learner, *bayes).tolist(),
-        r_squared=results["probe/meta"].tolist(),
-        outer_loop=outer_loop,
-        **{name: array.tolist() for name, array in results.items()
-           if name.startswith(("ceiling/", "ood/")) or name.endswith("theory_half_times")})
+        systems=systems, score=score, score_ci=score_ci, r_squared=results["probe/meta"].tolist(),
+        last_excess=excess / least if least > 1e-6 else math.nan,       # else Bayes is perfect
+        outer_loop={name: trained[name] for name in ("half_times", "staggering", "lower_bound")})
 
-def format_number(value):
+def format_number(value, lower_bound=False):
     """A number with three digits; "-" if it is undefined or a mode is not reached."""
     if not math.isfinite(value):
         return "-"
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{round(value, digits) + 0:.{digits}f}"       # + 0 turns -0.00 into 0.00
+    return f"{'>' * lower_bound}{round(value, digits) + 0:.{digits}f}"      # + 0: -0.00 is 0.00
+
+def table(results):
+    """The most important numbers of a run as text."""
+    summary, K = results.summary, len(results["modes"])
+    lines = ["Half-time of each mode (-: not reached); index: latest over earliest (>: at least), of",
+             "averages over repeats [+- 2 standard errors] and within a repeat; rank correlation",
+             f"between repeats (1: same order, 0: chance)\n\n{'':30}"
+             f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}within  rank corr."]
+    for system, row in summary["systems"].items():
+        half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
+        low, high = map(format_number, row["staggering_ci"])
+        index = f"{format_number(row['staggering'], row['lower_bound'])} [{low}, {high}]"
+        within, correlation = map(format_number, (row["within"], row["rank_correlation"]))
+        lines.append(f"{'{} ({})'.format(*results[f'{system}/label']):30}{half_times}  {index:20}"
+                     f"{within:>6}{correlation:>12}")
+    lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last trial "
+                 "over Bayes': {}".format(summary["score"], *summary["score_ci"],
+                                          format_number(summary["last_excess"])))
+    if math.isnan(summary["last_excess"]):
+        lines.append("At the last trial Bayes is perfect, so the ratio of excesses is undefined.")
+    if K == 1:
+        lines.append("An index compares modes: with a single one it is undefined.")
+    if not summary["score"] > 0.8:
+        lines.append("Warning: the score is below 0.8. An unfinished Meta-Learner has an order of "
+                     "its own;\ntry more outer steps, or smaller learning rates.")
+    return "\n".join(lines)
 
 def panel(results, system):
-    """A panel for plots.dynamics."""
+    """A panel for plots.dynamics; plots.dynamics([panel]) is a slide."""
     time, strength, stderr = results.curve(system)
-    label, unit = SYSTEMS[system]
-    row = results.summary["systems"][system]
-    title = f"{label}\nindex {'> ' * row['lower_bound']}{format_number(row['staggering'])}"
-    if math.isfinite(row["concordance"]):
-        title += f" · concordance {format_number(row['concordance'])}"
-    half_times = learners.half_time(torch.from_numpy(strength), torch.from_numpy(time)).numpy()
-    return dict(title=title, time=time, strength=strength, stderr=stderr, half_times=half_times,
-                labels=results["modes"], theory=results.get(f"{system}/theory"),
-                theory_half_times=results.get(f"{system}/theory_half_times"),
-                axes=dict(xlabel=unit), log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0)
+    label, unit = results[f"{system}/label"]
+    row = learners.describe(*results.tensors(system))
+    title = f"{label}\nindex {format_number(row['staggering'], row['lower_bound'])}"
+    if math.isfinite(row["rank_correlation"]):
+        title += f" · rank correlation {format_number(row['rank_correlation'])}"
+    return dict(title=title, time=time, strength=strength, stderr=stderr,
+                half_times=row["half_times"], labels=results["modes"],
+                theory=results.get(f"{system}/theory"), axes=dict(xlabel=unit),
+                log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0)
 
 def figures(results):
     """All figures of a run by name."""
-    config = results.config
-    seed = f"seed {config.seed}" + f", skew {config.skew:g}" * (config.skew > 0)
-    clocks = "online", "fitted", "meta"
-    controls = [system for system in results.systems()
-                if system not in (*COMPARED, *clocks, "bayes_as_fitted")]
-    caption = f"{seed} · dots: half-times · crosses, dashes: theory · bands: 2 standard errors"
-    drawn = {name: plots.dynamics([panel(results, system) for system in those], caption)
-             for name, those in dict(dynamics=COMPARED, controls=controls, by_trial=clocks).items()}
-    drawn["episodes"] = plots.dynamics(
-        episode_panels(results), f"{seed} · dots: half-times of these curves")
-    if "shared_answers" in results and not config.skew:
-        drawn["sharing"] = plots.dynamics(
-            [sharing_panel(results, system) for system in ("learner", "own_biases", "meta")],
-            f"{seed} · contexts by how many share their correct action")
+    compared, clocks = ("learner", "meta", "bayes"), ("online", "converged", "meta")
+    ablations = set(results.systems()) - {*compared, *clocks, "bayes_as_converged"}
+    groups = dict(dynamics=compared, ablations=ablations, by_trial=clocks)
+    panels = {name: [panel(results, system) for system in results.systems() if system in group]
+              for name, group in groups.items()}
 
-    # the outer loop: strengths at the last trial, and κ; then learning curves on held-out tasks
-    names = "none", "meta", "bayes"
-    curves = np.stack([results[f"performance/{system}"].mean(0) for system in names], 1)
-    axes = dict(xlabel="trial", ylabel="squared error", yscale="log")
-    if "shared_answers" in results:
-        axes = dict(xlabel="trial", ylabel="reward", ylim=(0, 1.05))
-    steps = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
-    drawn["outer_loop"] = plots.dynamics([
-        dict(steps, title="Strength at the last trial", labels=results["modes"],
-             strength=results["outer_loop/strength"].mean((1, 2))),
-        dict(steps, title="Captured fraction κ", labels=["κ"],
-             strength=results["outer_loop/captured"][:, None]),
-        dict(time=np.arange(len(curves)), title="Held-out tasks", strength=curves, axes=axes,
-             labels=["Never learns", "Meta-Learner", "Bayes-optimal"],
-             theory=np.full((len(curves), 1), results["best"]))],
-        f"{seed} · dashed: best possible")
-    return drawn
-
-def episode_panels(results):
-    """The first two episodes of the Meta-Learner in the first evaluation task, and their average
-    with all others of that task."""
+    # two episodes of the Meta-Learner in the first task, and the average with all others of it
     strength, time = results.tensors("meta")
     curves = {"Episode 1": strength[:, 0, 0], "Episode 2": strength[:, 0, 1],
               f"Average of {strength.shape[2]} episodes": strength[:, 0].mean(1)}
-    return [dict(panel(results, "meta"), title=f"Meta-Learner\n{title}", stderr=None,
-                 strength=curve.numpy(), half_times=learners.half_time(curve, time).numpy())
-            for title, curve in curves.items()]
+    panels["episodes"] = [
+        dict(panel(results, "meta"), title=f"Meta-Learner\n{title}", stderr=None,
+             strength=curve.numpy(), half_times=learners.half_time(curve, time).numpy())
+        for title, curve in curves.items()]
 
-def sharing_panel(results, system):
-    """Learning curves of contexts by how many contexts share their correct action."""
-    groups, strength = results["shared_answers"], results[f"{system}/strength"].mean(2)
-    counts = np.unique(groups)[::-1]
-    members = [strength[:, groups == count] for count in counts]            # (R, number of them)
-    stderr = [m.std(1) / m.shape[1] ** 0.5 for m in members]
-    return dict(panel(results, system), title=SYSTEMS[system][0], half_times=None, log=True,
-                strength=np.stack([m.mean(1) for m in members], 1), stderr=np.stack(stderr, 1),
-                labels=[f"shared by {n}" if n > 1 else "not shared" for n in counts])
+    # the outer loop: strengths at the last trial, and the score
+    steps = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
+    panels["outer_loop"] = [
+        dict(steps, title="Strength at the last trial", labels=results["modes"],
+             strength=results["outer_loop/strength"].mean((1, 2))),
+        dict(steps, title="Score: 1 is Bayes", labels=["score"],
+             strength=results["outer_loop/score"][:, None])]
+    caption = f"seed {results.config.seed}, skew {results.config.skew:g}"
+    return {name: plots.dynamics(those, caption) for name, those in panels.items() if those}
 
-# ---------------------------------------------------------------- from a command to its results
-FAMILIES = dict(linreg=linreg, nonlinreg=nonlinreg, bandit=bandit)
-DEFAULTS = {family: {name: values[i] for name, (_, _, values, _) in SETTINGS.items()
-                     if values[i] is not None} for i, family in enumerate(FAMILIES)}
-SHARED = "seed", "device", "skew", "core", "outer_steps", "outer_optimizer"        # for `all`
-
-def run(family, **options):
-    """Does what `python metadyn.py FAMILY` does, with its options as arguments, for example
-    run("linreg", quick=True, noise=0.2, out="runs/noisy"). Returns Results, or a list of them if
-    there are several families, seeds or skews. Raises ValueError for a mistake, and
-    FloatingPointError if learning diverges."""
-    words = [family]
-    for name, value in options.items():
-        option = "--" + name.replace("_", "-")
-        if name in ("quick", "fresh"):
-            words += [option] * bool(value)
-        elif np.ndim(value):
-            words += [option, *map(str, value)]
-        elif value is not None:
-            words.append(f"{option}={value}")
-    try:
-        results = carry_out(words)
-    except Mistake as mistake:                            # speak of arguments, not of options
-        text = str(mistake).replace("--fresh", "fresh=True")
-        text = re.sub(r"(?<!\S)--([a-z-]+)", lambda found: found[1].replace("-", "_"), text)
-        raise Mistake(text) from None
-    return results if len(results) > 1 else results[0]
-
-def carry_out(words):
-    """Carries out all runs of a command line. Several families, skews or seeds have folders of
-    their own, and an overview. Returns a list of Results. Raises Mistake before the first run."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")          # a console may have no κ
-    options = vars(make_parser().parse_args(words))
-    family, out, quick, fresh = map(options.pop, ("family", "out", "quick", "fresh"))
-    for name, value in options.items():
-        kind, low, _, _ = SETTINGS[name]
-        if kind in (int, float) and not all(low <= x < 2 ** 31 for x in np.atleast_1d(value)):
-            least = "more than 0" if low == POSITIVE else f"at least {low}"
-            raise Mistake(f"argument --{name.replace('_', '-')}: {value} given, must be {least} "
-                          "and below 2^31")
-    seed, seeds = options.pop("seed", 0), options.pop("seeds", 1)
-    skews = sorted(set(options.pop("skew", [0.0])))
-    out = Path(out or f"runs/{family}{'-quick' * quick}")
-    jobs = []
-    for name, skew, number in itertools.product(
-            FAMILIES if family == "all" else [family], skews, range(seed, seed + seeds)):
-        folders = ([name] * (family == "all") + [f"skew{skew:g}"] * (len(skews) > 1)
-                   + [f"seed{number}"] * (seeds > 1))
-        config = configure(name, quick, seed=number, skew=skew, **options)
-        jobs.append((config, out.joinpath(*folders)))
-    for job in jobs:                                      # all settings are valid: now the folders
-        prepare(*job, fresh)
-    several = [run_experiment(*job) for job in jobs]
-    if len(several) > 1:
-        print(f"\n{overview(several, out)}\nTable: {out}/overview.csv")
-    return several
-
-def run_experiment(config, folder):
-    """Runs, resumes or, if it is complete, only redraws an experiment. Returns its results."""
-    torch.backends.cudnn.allow_tf32 = False               # float32 in an LSTM, as everywhere else
-    path = folder / "results.npz"
-    print(f"{config.family}, seed {config.seed}, on {config.device}, in {folder}", file=sys.stderr)
-    if path.exists():
-        with np.load(path) as arrays:
-            results = Results(config, **arrays)
-        results.phase("already complete: redrawing the figures")
+# ---------------------------------------------------------------- the folder of a run
+def run(config, folder=None, fresh=False):
+    """Runs or resumes an experiment in a folder (default: runs/ and the name of the config); if it
+    is complete, only draws it again. Prints the table and returns Results. Raises ValueError or
+    OSError if the folder cannot hold this run, and FloatingPointError if learning diverges."""
+    folder = open_folder(config, folder, fresh)
+    if (folder / "results.npz").exists():
+        results = load(folder)
+        results.log(f"{folder} is complete: drawing the figures again")
     else:
-        # glibc returns large blocks to the system and fetches them again at every outer step,
-        # which takes 6% to 25% of its time: ask it to keep them, where this C library is glibc
-        with contextlib.suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).mallopt(-4, 0)              # M_MMAP_MAX
-            ctypes.CDLL(None).mallopt(-1, -1)             # M_TRIM_THRESHOLD
-        results = FAMILIES[config.family](config, folder / "checkpoint.pt")
-        np.savez(folder / "unfinished.npz", **results)
-        (folder / "unfinished.npz").replace(path)
-    results.summary = summarize(results)
+        results = config.experiment(folder / "checkpoint.pt")
+        np.savez(folder / "unfinished-results.npz", **results)
+        (folder / "unfinished-results.npz").replace(folder / "results.npz")
     write_json(folder / "summary.json", results.summary)
     write_tables(results, folder)
-    results.phase("figures")
     for name, figure in figures(results).items():
-        save(figure, folder / name)
-    results.phase("done")
-    print(f"\n{results}\nFigures and tables: {folder}", flush=True)
+        figure.savefig(folder / f"{name}.png")
+    results.log("done")
+    print(f"\n{table(results)}\nFigures and tables: {folder}", flush=True)
     return results
 
-def save(figure, path):
-    """Saves a figure as PNG and PDF."""
-    figure.savefig(f"{path}.png")
-    figure.set_layout_engine("none")                      # laid out once is enough
-    figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})
+def open_folder(config, folder=None, fresh=False):
+    """Makes a folder that of a run: one that is empty or new, or that run's already. With `fresh`,
+    it may hold another run of metadyn, which is removed. What metadyn did not write is never
+    touched. Returns its Path. Raises ValueError and OSError."""
+    folder = Path(folder or f"runs/{config.name()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    here = dict(family=config.experiment.__name__, **json.loads(json.dumps(config.identity())),
+                code=code_version(config))
+    empty = all(file.name == "unfinished-config.json" for file in folder.iterdir())
+    there = here if empty else read_config(folder)
+    if fresh:
+        for name in "results.npz", "checkpoint.pt", "summary.json":
+            (folder / name).unlink(missing_ok=True)
+    if fresh or empty:
+        write_json(folder / "config.json", here)
+        return folder
+    differs = [f"{name} {there.get(name)} there, {value} here"
+               for name, value in here.items() if name != "code" and there.get(name) != value]
+    changed = [name for name, digest in here["code"].items() if there["code"].get(name) != digest]
+    if differs:
+        raise ValueError(f"{folder} holds another run ({', '.join(differs)}); choose another "
+                         "folder, or replace that run with --fresh (fresh=True)")
+    if changed and not (folder / "results.npz").exists():
+        raise ValueError(f"{folder} was begun before {', '.join(changed)} changed, and cannot be "
+                         "resumed; replace it with --fresh (fresh=True)")
+    if changed:
+        print(f"Warning: {folder} was made before {', '.join(changed)} changed; --fresh replaces "
+              "it", file=sys.stderr)
+    return folder
+
+def read_config(folder):
+    """What config.json of a run says. Raises ValueError if there is none of ours."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        if {"family", "seed", "code"} <= set(config):
+            return config
+    raise ValueError(f"{folder} has no config.json of this metadyn; choose an empty or new folder")
+
+def code_version(config):
+    """A digest of each file that makes the numbers of a run, comments and docstrings aside."""
+    files = {module.__file__ for module in (tasks, learners, meta)} | {__file__}
+    files |= {getattr(sys.modules.get(type(config).__module__), "__file__", __file__)}
+    digests = {}
+    for path in map(Path, files):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value = ast.Constant(None)           # a docstring
+        digests[path.name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return digests
+
+def load(folder):
+    """The Results of a finished run. Raises ValueError if there is none."""
+    settings, path = read_config(folder), Path(folder, "results.npz")
+    family, _ = settings.pop("family"), settings.pop("code")
+    try:
+        cls = {cls.experiment.__name__: cls for cls in Run.__subclasses__()}[family]
+        with np.load(path) as arrays:
+            return Results(cls(**settings), **arrays)
+    except Exception as error:                            # zipfile and numpy raise many kinds
+        raise ValueError(f"{path} is missing, damaged or of another metadyn: {error}") from error
 
 def write_json(path, values):
-    """Writes JSON, with null for inf and nan."""
-    text = re.sub(r"-?\b(NaN|Infinity)\b", "null", json.dumps(values, indent=1))
-    path.write_text(text, encoding="utf-8")
+    """Writes JSON atomically, with null for inf and nan."""
+    values = json.loads(json.dumps(values), parse_constant=lambda constant: None)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    unfinished.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    unfinished.replace(path)
 
 def write_csv(path, columns, rows):
     """Writes rows under the names of their columns."""
@@ -616,142 +622,107 @@ def write_tables(results, folder):
     rows = []
     for system in results.systems():
         time, strength, stderr = results.curve(system)
-        for k in range(strength.shape[1]):
-            rows += [(system, k + 1, *row) for row in zip(time, strength[:, k], stderr[:, k])]
+        rows += [(system, k + 1, *row) for k in range(strength.shape[1])
+                 for row in zip(time, strength[:, k], stderr[:, k])]
     write_csv(folder / "dynamics.csv", ["system", "mode", "time", "strength", "stderr"], rows)
     rows = []
     for system in "none", "meta", "bayes":
-        values = results[f"performance/{system}"]                           # (n, T)
-        stderr = values.std(0, ddof=1) / len(values) ** 0.5
-        rows += [(system, t, *row) for t, row in enumerate(zip(values.mean(0), stderr))]
+        values = torch.from_numpy(results[f"performance/{system}"])         # (n, T)
+        pairs = zip(values.mean(0).tolist(), learners.standard_error(values).tolist())
+        rows += [(system, trial, *pair) for trial, pair in enumerate(pairs)]
     write_csv(folder / "performance.csv", ["system", "trial", "value", "stderr"], rows)
 
+# ---------------------------------------------------------------- the command line
 def flatten(values, path=""):
     """Nested dicts and lists as one dict: {"systems/meta/half_times/1": 3.2, ...}."""
     if isinstance(values, list):
         values = dict(enumerate(values, 1))
     if not isinstance(values, dict):
-        return {path.removeprefix("/"): values}
-    flat = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{path}/{name}")
-    return flat
+        return {path.removeprefix("/"): math.nan if values is None else float(values)}
+    return {name: value for key, part in values.items()
+            for name, value in flatten(part, f"{path}/{key}").items()}
 
-def overview(several, folder):
-    """Writes overview.csv: every number of the summaries of several Results, with its mean and
-    standard deviation over seeds; and, of several skews, the figure levers. Returns the most
-    important numbers as text."""
-    runs, rows, levers = {}, [], {}
-    lines = [f"{'':42}mean ± standard deviation over seeds"]
-    for results in several:
-        runs.setdefault((results.config.family, results.config.skew), []).append(results)
-    for (family, skew), by_seed in runs.items():
-        numbers = [flatten(results.summary) for results in by_seed]
-        for name in numbers[0]:
-            values = np.array([one.get(name, math.nan) for one in numbers])
-            finite = len(values) > 1 and np.isfinite(values).all()
-            mean, sd = values.mean(), values.std(ddof=1) if finite else math.nan
-            rows.append((family, skew, name, mean, sd, *values))
-            if re.fullmatch("captured|systems/(learner|meta|bayes)/(staggering|concordance)", name):
-                lines.append(f"{family:10}{skew:<4g}{name.removeprefix('systems/'):30}"
-                             f"{format_number(mean):>6} ± {format_number(sd)}")
-            if name.endswith("/staggering"):
-                levers.setdefault((family, name.split("/")[-2]), []).append((skew, mean, sd))
-    seeds = [results.config.seed for results in by_seed]
-    columns = ["family", "skew", "number", "mean", "sd", *(f"seed{seed}" for seed in seeds)]
-    write_csv(folder / "overview.csv", columns, rows)
-    if len({skew for _, skew in runs}) > 1:
-        panels = [dict(title=FAMILIES[family].__doc__.split(":")[0], curves=[
-            (SYSTEMS[system][0], *zip(*levers[family, system]))
-            for system in COMPARED + CAUSE_REMOVED if (family, system) in levers])
-            for family in {family: None for family, _ in runs}]
-        caption = f"seed {', '.join(map(str, seeds))} · bars: standard deviation over seeds"
-        save(plots.levers(panels, caption), folder / "levers")
+def compare(folders, out=None):
+    """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv.
+    Returns the most important ones as text. Raises ValueError for a folder without a finished run,
+    and if another overview.csv would be overwritten."""
+    columns, runs = ["run", "number", "mean", "sd"], {}
+    for folder in folders:
+        config, text = load(folder).config, Path(folder, "summary.json").read_text("utf-8")
+        runs.setdefault(replace(config, seed=0).name(), {})[config.seed] = flatten(json.loads(text))
+    seeds = sorted({seed for by_seed in runs.values() for seed in by_seed})
+    rows, lines = [], [f"{'':56}mean +- standard deviation over seeds"]
+    for run, by_seed in runs.items():
+        for number in next(iter(by_seed.values())):
+            values = [numbers.get(number, math.nan) for numbers in by_seed.values()]
+            mean, sd = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else math.nan
+            rows.append([run, number, mean, sd, *(
+                by_seed.get(seed, {}).get(number, math.nan) for seed in seeds)])
+            _, system, measure = f"//{number}".rsplit("/", 2)
+            if measure in ("score", "staggering", "rank_correlation") and system in (
+                    "", "learner", "meta", "bayes"):
+                bound = measure == "staggering" and any(
+                    numbers[f"systems/{system}/lower_bound"] for numbers in by_seed.values())
+                lines.append(f"{run:30} {system:9} {measure:16}{format_number(mean, bound):>6} +- "
+                             f"{format_number(sd)}")
+    if out:
+        path = Path(out, "overview.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_text("utf-8").startswith(",".join(columns)):
+            raise ValueError(f"{path} is not of metadyn; choose another folder")
+        write_csv(path, columns + [f"seed{seed}" for seed in seeds], rows)
     return "\n".join(lines)
 
-# ---------------------------------------------------------------- the command line
-class Mistake(ValueError):
-    """A mistake by the user."""
-
-class Parser(argparse.ArgumentParser):
-    """Raises Mistake where argparse would exit."""
-
-    def error(self, message):
-        """Raises Mistake with argparse's message."""
-        raise Mistake(message)
-
 def make_parser():
-    """The command line: a subcommand for each family, with an option for each of its settings."""
-    parser = Parser(usage="metadyn.py FAMILY [options]; metadyn.py FAMILY --help lists them",
-                    prog="metadyn.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = parser.add_subparsers(dest="family", required=True, metavar="FAMILY", prog="")
-    for family in *FAMILIES, "all":
-        about = "all families, and an overview" if family == "all" else FAMILIES[family].__doc__
-        defaults = dict(seeds=1) | DEFAULTS.get(family, dict.fromkeys(SHARED, "by family"))
-        sub = families.add_parser(family, help=about, description=about, allow_abbrev=False,
-                                  usage=f"metadyn.py {family} [options]; --help lists them")
+    """The command line: a command for each family, with an option for each of its settings."""
+    parser = argparse.ArgumentParser(prog="metadyn.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for cls in Run.__subclasses__():
+        sub = commands.add_parser(cls.experiment.__name__, help=cls.__doc__,
+                                  description=cls.__doc__, allow_abbrev=False)
+        sub.set_defaults(settings=cls)
         sub.add_argument("--quick", action="store_true", help="a small version, in 20 seconds")
         sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
-        sub.add_argument("--out", help=f"results folder (default: runs/{family}[-quick])")
-        for name, default in defaults.items():
-            kind, _, _, about = SETTINGS[name]
-            rules = dict(type=kind, metavar="X")
-            if isinstance(kind, tuple):
-                rules = dict(choices=kind, metavar="|".join(kind))
-            if name in ("skew", "singular_values"):
-                rules["nargs"] = "+"
-            sub.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, **rules,
-                             help=f"{about} (default: {default})")
+        sub.add_argument("--out", help="folder of the run (default: runs/ and what is not default)")
+        for each, said in cls.rules():
+            about = f"{said['help']} (default: {each.default}"
+            about += f"; quick: {cls.QUICK[each.name]})" if each.name in cls.QUICK else ")"
+            several = dict(nargs="+", type=float) if each.type is tuple else dict(type=each.type)
+            sub.add_argument("--" + each.name.replace("_", "-"), default=argparse.SUPPRESS,
+                             metavar="X", help=about, **several)
+    sub = commands.add_parser("compare", help="average finished runs over seeds")
+    sub.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of finished runs")
+    sub.add_argument("--out", help="folder of overview.csv, which holds every number")
     return parser
-
-def configure(family, quick=False, **given):
-    """The settings of a run: the defaults of its family, then what --quick and others change, then
-    the settings given. Raises Mistake if there is no such device."""
-    changes = QUICK[family] if quick else {}
-    if given.get("core") == "attention":
-        changes = ATTENTION[family] | changes | ATTENTION_RATES
-    if given.get("outer_optimizer") == "adam":
-        changes = changes | ADAM
-    config = SimpleNamespace(family=family, **DEFAULTS[family] | changes | given)
-    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if config.device == "auto":                           # mps has never been run: on request only
-        config.device = "cuda" if there["cuda"] else "cpu"
-    if not there[config.device]:
-        raise Mistake(f"argument --device: there is no {config.device} on this machine")
-    if family == "linreg":
-        config.singular_values = sorted(config.singular_values, reverse=True)
-    return config
-
-def prepare(config, folder, fresh):
-    """Opens the folder of a run, clears it if `fresh`, and checks that it holds no other run.
-    Raises Mistake."""
-    path = folder / "config.json"
-    # another device may resume a run; a new edition may not draw what an older one measured
-    wanted = dict(vars(config), edition=4, device=None)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh or not path.exists():                    # what lies there has other settings
-            for name in "results.npz", "checkpoint.pt":
-                (folder / name).unlink(missing_ok=True)
-            write_json(path, dict(wanted, torch=torch.__version__))
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Mistake(f"argument --out: {folder} cannot be used: {error}") from None
-    if differs := meta.difference(there, wanted):
-        raise Mistake(f"argument --out: {folder} holds another run ({differs}); choose another "
-                      "folder, or replace that run with --fresh")
 
 def main(words=None):
     """Runs a command line. Returns 0, or 1 for a failure and 130 for Ctrl-C; a mistake by the user
     exits with argparse's error and status 2."""
+    parser = make_parser()
+    options = vars(parser.parse_args(words))
+    command, folder = options.pop("command"), options.pop("out")
     try:
-        carry_out(words)
+        if command == "compare":
+            print(compare(options["folders"], folder))
+            return 0
+        settings, quick, fresh = map(options.pop, ("settings", "quick", "fresh"))
+        config = settings.quick(**options) if quick else settings(**options)
+        folder = open_folder(config, folder, fresh)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if quick:
+        torch.set_num_threads(1)                          # as fast as two, and fair to neighbours
+    torch.backends.cudnn.allow_tf32 = False               # float32 in an LSTM, as everywhere else
+    # glibc returns large blocks to the system and fetches them again at every outer step, which
+    # can take half of its time: ask it to keep them, where this C library is glibc
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(-4, 0)                  # M_MMAP_MAX
+        ctypes.CDLL(None).mallopt(-1, -1)                 # M_TRIM_THRESHOLD
+    try:
+        run(config, folder)
         return 0
-    except Mistake as mistake:
-        argparse.ArgumentParser.error(make_parser(), str(mistake))
-    except (FloatingPointError, OSError, meta.WrongCheckpoint,
-            torch.cuda.OutOfMemoryError) as error:
+    except (FloatingPointError, OSError, ValueError, torch.cuda.OutOfMemoryError) as error:
         print(f"\nmetadyn.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -760,4 +731,5 @@ def main(words=None):
         return 130
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -2,7 +2,7 @@ r"""Task distributions, each beside its exact Bayes-optimal predictor.
 
     import torch
     generator = torch.Generator().manual_seed(0)
-    distribution = LinearRegression(dim=5, noise=0.1, trials=20)
+    distribution = LinearRegression(noise=0.1, trials=20)
     W = distribution.sample(64, generator)                      # 64 tasks (64, 5, 5)
     x, y = distribution.episodes(W, generator)                  # (64, 20, 5), (64, 20, 5)
     loss = (Bayes(distribution).predict(x, y) - y).square().mean()
@@ -13,7 +13,7 @@ evaluate, we take N tasks with E episodes each: (N, E, T, D). Strengths are (T +
 Every predictor of a regression, like meta.MetaLearner, answers two calls with its guesses:
     predict(x, y)    -> (B, T, Dy)         at y_t, given x_0 … x_t and y_0 … y_{t-1}
     probe(x, y, xq)  -> (B, T + 1, Q, Dy)  at xq (Q, Dx), before each trial and after the last
-In a bandit the predictor is an agent with three calls, described at `ContextualBandit`.
+In a bandit the place of the predictor is taken by an agent, described at `ContextualBandit`.
 
 Reference: Rabinowitz 2019, arXiv 1905.01320. This file imports none of the others, so you can copy
 it alone. It leaves out data sets, loaders and plots.
@@ -37,10 +37,11 @@ class FeatureRegression:
 
     A task is its weight matrix W (Dy, F). A subclass sets `outputs` (Dy), `input_size` (Dx),
     `weight_var` (F,), `noise` and `trials`, and defines
-        features(x)             phi: (..., Dx) to (..., F)
-        inputs(n, generator)    random inputs (n, T, Dx)
-        queries(generator)      the query points of the probe (Q, Dx)
-        strength(W_hat, W)      how much of each mode of W (..., Dy, F) is in W_hat: (..., K)
+        features(x)                       phi: (..., Dx) to (..., F)
+        inputs(n, generator)              random inputs (n, T, Dx)
+        queries(generator)                the query points of the probe (Q, Dx)
+        evaluation_tasks(n, generator)    the tasks on which all systems are compared (n, Dy, F)
+        strength(W_hat, W)                how much of each mode of W is in W_hat: (..., K)
     """
 
     def sample(self, n, generator):
@@ -78,6 +79,14 @@ class FeatureRegression:
         guess = in_chunks(lambda x, y: predictor.predict(x, y).cpu(), x, y)
         return (guess - y).square().mean(-1)
 
+    def never_learns(self, x, y):
+        """What a system scores that always guesses the mean, zero: (B, T)."""
+        return y.square().mean(-1)
+
+    def excess(self, losses, strength):
+        """A system's error at the last trial above the noise, from what `score` returned."""
+        return losses[:, -1].mean() - self.noise ** 2
+
     @torch.no_grad()
     def inner_loop(self, predictor, W, xq, x, y):
         """Measures what a predictor has learned, on episodes from `evaluation_episodes`. Returns
@@ -89,17 +98,6 @@ class FeatureRegression:
         r_squared = (1 - residual.sum(1) / total.sum(1).clamp_min(1e-12)).mean(0)
         strength = self.strength(W_hat, W[:, None, None])                   # (N, E, T + 1, K)
         return strength.movedim(2, 0).contiguous(), r_squared
-
-class NeverLearns:
-    """Always guesses zero, which is the mean of every distribution here."""
-
-    def predict(self, x, y):
-        """Zeros (B, T, Dy)."""
-        return torch.zeros_like(y)
-
-    def probe(self, x, y, xq):
-        """Zeros (B, T + 1, Q, Dy)."""
-        return y.new_zeros(len(y), y.shape[1] + 1, len(xq), y.shape[2])
 
 class Bayes:
     """Exact posterior mean of a FeatureRegression, which minimizes the expected squared error.
@@ -163,13 +161,17 @@ class LinearRegression(FeatureRegression):
 
     Mode k is the k-th singular mode of W. Column k of W has variance proportional to k^(-2 skew),
     and the variances of a row sum to 1. Second-hand notes give Rabinowitz's 20 trials; the rest is
-    our choice. With dim 5 and no skew, 95% of the singular values lie between 0.026 and 1.945.
+    our choice. In 5 dimensions and without skew, 95% of the singular values lie between 0.026 and
+    1.945.
+
+    singular_values: those of the evaluation tasks, largest first. There are as many dimensions.
     """
 
-    def __init__(self, dim=5, noise=0.1, trials=20, skew=0.0):
+    def __init__(self, singular_values=(1.6, 1.2, 0.9, 0.6, 0.3), noise=0.1, trials=20, skew=0.0):
+        self.singular_values = torch.tensor(singular_values, dtype=torch.float32)
         self.noise, self.trials, self.skew = noise, trials, skew
-        self.outputs = self.input_size = dim
-        self.weight_var = power_law(dim, 2 * skew)
+        self.outputs = self.input_size = len(singular_values)
+        self.weight_var = power_law(self.outputs, 2 * skew)
 
     def features(self, x):
         """The input itself."""
@@ -179,12 +181,13 @@ class LinearRegression(FeatureRegression):
         """x ~ N(0, I): (n, T, dim)."""
         return torch.randn(n, self.trials, self.input_size, generator=generator)
 
-    def evaluation_tasks(self, n, s, generator):
-        """n tasks W = U diag(s) V^T with a given spectrum s (dim,) in random directions:
-        (n, dim, dim). With a skew, V is the identity, so mode k is column k."""
+    def evaluation_tasks(self, n, generator):
+        """n tasks W = U diag(s) V^T with singular values s in random directions: (n, dim, dim).
+        With a skew, V is the identity, and mode k is column k."""
         U = random_orthogonal(n, self.input_size, generator)
         V = random_orthogonal(n, self.input_size, generator)
-        return U * s if self.skew else U * s @ V.mT
+        W = U * self.singular_values
+        return W if self.skew else W @ V.mT
 
     def queries(self, generator):
         """2 (dim + 2) random points in opposite pairs, so an intercept cannot pass for a slope."""
@@ -222,6 +225,11 @@ class FourierRegression(FeatureRegression):
         """Scales x to [-1, 1). As a point on the circle it would already contain frequency 1."""
         return 2 * x - 1
 
+    def waves(self, f, x, W):
+        """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at points (Q,):
+        (R, N, E, K)."""
+        return self.strength(self.fit(f[..., None], x[:, None])[0], W[:, None])
+
     def inputs(self, n, generator):
         """x ~ U[0, 1): (n, T, 1)."""
         return torch.rand(n, self.trials, 1, generator=generator)
@@ -252,9 +260,10 @@ class ContextualBandit:
     comes with probability proportional to k^-skew. Second-hand notes give Rabinowitz's bandit as
     5 contexts and 5 actions; 60 trials are our choice.
 
-    A predictor is an agent: begin(B, distribution) starts B episodes; policy(contexts) gives action
-    probabilities (B, Q, A) in contexts (B, Q) and learns nothing; observe(context, action, reward),
-    (B,) each, ends a trial. The last call of policy before it must be for that one context.
+    An agent answers four calls: reset(B) starts B episodes; act(contexts) gives the probabilities
+    of the actions (B, A) in the contexts (B,) of the trial that is played; probe(contexts) gives
+    them (B, Q, A) in any contexts (B, Q) before this trial, without effect; and
+    update(context, action, reward), (B,) each, ends the trial.
     """
 
     def __init__(self, contexts=5, actions=5, trials=60, skew=0.0):
@@ -267,19 +276,21 @@ class ContextualBandit:
 
     def episodes(self, correct, generator):
         """Draws one episode for each task in correct (B, C). Returns the tasks, the contexts
-        (B, T), and uniform numbers (B, T), from which the agent's actions are sampled."""
+        (B, T), and the action noise: uniform numbers (B, T) that turn probabilities into actions.
+        """
         B, T = len(correct), self.trials
         contexts = torch.multinomial(self.rates, B * T, replacement=True, generator=generator)
         return correct, contexts.view(B, T), torch.rand(B, T, generator=generator)
 
     def evaluation_tasks(self, n, generator):
         """Draws n tasks (n, C). Without a skew, contexts are sorted by how many others share their
-        correct action, so that mode k is comparable across tasks."""
+        correct action, which makes mode k comparable across tasks."""
         correct = self.sample(n, generator)
-        order = shared_answers(correct).argsort(dim=-1, descending=True, stable=True)
+        shared = (correct[:, :, None] == correct[:, None]).sum(-1)
+        order = shared.argsort(dim=-1, descending=True, stable=True)
         return correct if self.skew else correct.gather(-1, order)
 
-    def rename(self, correct, n, generator):
+    def permute_actions(self, correct, n, generator):
         """n repeats of each task (N, C), each with its actions permuted in the same way for all
         contexts: (N, n, C). This removes the order in which an agent happens to try actions, and
         keeps which contexts share a correct action."""
@@ -287,40 +298,50 @@ class ContextualBandit:
         return order.gather(-1, correct[:, None].expand(-1, n, -1))
 
     @torch.no_grad()
-    def play(self, agent, correct, contexts, uniforms, probe=False):
+    def play(self, agent, correct, contexts, action_noise, probe=False):
         """Lets an agent play episodes from `episodes`. Returns its actions and rewards (B, T), and
         J (B, T + 1, C): the probability of the correct action in every context, before each trial
         and after the last, or None without `probe`."""
         answers, actions, rewards, J = correct.gather(1, contexts), [], [], []
-        agent.begin(len(correct), self)
+        agent.reset(len(correct))
         for t in range(self.trials + 1):
             if probe:
-                policies = agent.policy(torch.arange(self.contexts).expand_as(correct))
+                policies = agent.probe(torch.arange(self.contexts).expand_as(correct))
                 J.append(policies.gather(-1, correct[..., None])[..., 0])
             if t < self.trials:
-                policy = agent.policy(contexts[:, t, None])[:, 0].cumsum(-1)    # inverse transform
-                actions.append((policy[:, :-1] <= uniforms[:, t, None] * policy[:, -1:]).sum(-1))
+                policy = agent.act(contexts[:, t]).cumsum(-1)           # inverse transform sampling
+                level = action_noise[:, t, None] * policy[:, -1:]
+                actions.append((policy[:, :-1] <= level).sum(-1))
                 rewards.append((actions[-1] == answers[:, t]).float())
-                agent.observe(contexts[:, t], actions[-1], rewards[-1])
+                agent.update(contexts[:, t], actions[-1], rewards[-1])
         return torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(J, 1) if J else None
 
     def evaluation_episodes(self, correct, n, generator):
-        """Draws n episodes a task: renamed tasks (N, n, C), contexts and uniforms (N, n, T)."""
-        renamed = self.rename(correct, n, generator)
-        _, contexts, uniforms = self.episodes(renamed.flatten(0, 1), generator)
-        return renamed, contexts.unflatten(0, (-1, n)), uniforms.unflatten(0, (-1, n))
+        """Draws n episodes a task: tasks with permuted actions (N, n, C), contexts and action noise
+        (N, n, T)."""
+        permuted = self.permute_actions(correct, n, generator)
+        _, contexts, action_noise = self.episodes(permuted.flatten(0, 1), generator)
+        return permuted, contexts.unflatten(0, (-1, n)), action_noise.unflatten(0, (-1, n))
 
-    def score(self, agent, correct, contexts, uniforms):
+    def score(self, agent, correct, contexts, action_noise):
         """Reward of each episode and trial: (B, T)."""
         return in_chunks(lambda *episodes: self.play(agent, *episodes)[1],
-                         correct, contexts, uniforms, size=2048)
+                         correct, contexts, action_noise, size=2048)
 
-    def inner_loop(self, agent, renamed, contexts, uniforms):
+    def never_learns(self, correct, contexts, action_noise):
+        """The expected reward of a system that acts at random: (B, T)."""
+        return torch.full(contexts.shape, 1 / self.actions)
+
+    def excess(self, rewards, strength):
+        """How much strength a system still lacks after the last trial, on average over contexts."""
+        return 1 - strength[-1].mean()
+
+    def inner_loop(self, agent, permuted, contexts, action_noise):
         """Measures what an agent has learned, on episodes from `evaluation_episodes`. Returns
         strengths (T + 1, N, E, C) and R^2 = 1 (T + 1,), because a policy is read directly."""
-        flat = [part.flatten(0, 1) for part in (renamed, contexts, uniforms)]
+        flat = [part.flatten(0, 1) for part in (permuted, contexts, action_noise)]
         J = in_chunks(lambda *parts: self.play(agent, *parts, probe=True)[2], *flat, size=2048)
-        strength = self.strength(J).unflatten(0, renamed.shape[:2]).movedim(2, 0)
+        strength = self.strength(J).unflatten(0, permuted.shape[:2]).movedim(2, 0)
         return strength, torch.ones(len(strength))
 
     def strength(self, J):
@@ -340,29 +361,26 @@ class ContextualBandit:
         chance = torch.where(n <= t, binomial.log_prob(n).exp(), 0)         # (T + 1, C, T + 1)
         return (chance * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
-def shared_answers(correct):
-    """For each context, in how many its correct action is correct: (..., C) to (..., C)."""
-    return (correct[..., :, None] == correct[..., None, :]).sum(-1)
+class BayesAgent:
+    """The Bayes-optimal policy: uniform over the actions that can still be correct."""
 
-class UniformAgent:
-    """Never learns: it chooses every action with the same probability."""
+    def __init__(self, distribution):
+        self.size = distribution.contexts, distribution.actions
 
-    def begin(self, n, distribution):
-        """Starts n episodes of a ContextualBandit."""
-        self.possible = torch.ones(n, distribution.contexts, distribution.actions)
+    def reset(self, n):
+        """Starts n episodes."""
+        self.possible = torch.ones(n, *self.size)
 
-    def policy(self, contexts):
-        """Action probabilities in some contexts (B, Q): (B, Q, A)."""
+    def act(self, contexts):
+        """Action probabilities in the contexts (B,) of the trial that is played: (B, A)."""
+        return self.probe(contexts[:, None])[:, 0]
+
+    def probe(self, contexts):
+        """Action probabilities in any contexts (B, Q), without effect: (B, Q, A)."""
         possible = self.possible[torch.arange(len(contexts))[:, None], contexts]
         return possible / possible.sum(-1, keepdim=True)
 
-    def observe(self, context, action, reward):
-        """Ignores the trial."""
-
-class BayesAgent(UniformAgent):
-    """The Bayes-optimal policy: uniform over the actions that can still be correct."""
-
-    def observe(self, context, action, reward):
+    def update(self, context, action, reward):
         """A failure rules its action out, and a success rules out all others; (B,) each."""
         episode = torch.arange(len(context))
         tried = one_hot(action, self.possible.shape[-1]).float()
