@@ -311,12 +311,11 @@ def bandit(config, checkpoint=None):
 Bandit.experiment = bandit
 
 # ---------------------------------------------------------------- steps that experiments share
-PURPOSES = ("tasks", "initialization", "evaluation", "probe", "learners", "online", "test", "ood",
-            "control", "snapshots")
-
 def generator_for(config, purpose):
-    """A random generator for each purpose, so what one part draws never shifts another."""
-    return torch.Generator().manual_seed(len(PURPOSES) * config.seed + PURPOSES.index(purpose))
+    """A random generator for each purpose, so what one part draws never shifts another. Its seed is
+    a digest of the run's seed and the purpose: the 32 bits that torch's generator takes."""
+    digest = hashlib.sha256(f"{config.seed} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 def evenly_spaced(last, count=400):
     """About `count` evenly spaced steps from 0 to `last`, both included."""
