@@ -84,7 +84,7 @@ class Run:
 
     def __post_init__(self):
         convert = {int: operator.index, float: float, str: str,
-                   tuple: lambda values: tuple(float(x) for x in np.atleast_1d(values))}
+                   tuple: lambda values: tuple(float(x) for x in np.ravel(values))}
         for each, said in self.rules():
             value, low, choices = getattr(self, each.name), said["low"], said["choices"]
             try:
@@ -379,8 +379,26 @@ class Results(dict):
 
     @property
     def summary(self):
-        """The numbers of a run as nested dicts; see `summarize`."""
-        return summarize(self)
+        """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
+        score, *score_ci = learners.normalized_score(*(
+            torch.from_numpy(self[f"performance/{system}"]).mean(1)
+            for system in ("none", "meta", "bayes")))
+        excess, least = self["excess/meta"].item(), self["excess/bayes"].item()
+        strength = torch.from_numpy(self["outer_loop/strength"]).flatten(1, 2)[:, None]
+        # one training: its tasks are the repeats
+        trained = learners.describe(strength, torch.from_numpy(self["outer_loop/step"]))
+        systems = {system: learners.describe(*self.tensors(system)) for system in self.systems()}
+        for system, other in ("meta", "bayes"), ("converged", "bayes_as_converged"):
+            if system in systems:
+                both = self.tensors(system)[0], *self.tensors(other)
+                systems[system] |= dict(
+                    follows_bayes=learners.half_time_correlation(*both).tolist(),
+                    against_bayes=learners.half_time_ratio(*both).tolist())
+        return dict(
+            systems=systems, score=score, score_ci=score_ci, r_squared=self["probe/meta"].tolist(),
+            last_excess=excess / least if least > 1e-6 else math.nan,   # else Bayes is perfect
+            outer_loop={name: trained[name] for name in
+                        ("half_times", "staggering", "lower_bound")})
 
 def measure_both_loops(results, distribution, W, model, bayes, checkpoint=None):
     """Trains the Meta-Learner `model`, measuring along the way its score on held-out tasks and its
@@ -427,27 +445,6 @@ def measure_both_loops(results, distribution, W, model, bayes, checkpoint=None):
     return episodes
 
 # ---------------------------------------------------------------- numbers and figures of a run
-def summarize(results):
-    """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
-    score, *score_ci = learners.normalized_score(*(
-        torch.from_numpy(results[f"performance/{system}"]).mean(1)
-        for system in ("none", "meta", "bayes")))
-    excess, least = results["excess/meta"].item(), results["excess/bayes"].item()
-    # one training: its tasks are the repeats
-    trained = learners.describe(torch.from_numpy(results["outer_loop/strength"]).flatten(1, 2)[
-        :, None], torch.from_numpy(results["outer_loop/step"]))
-    systems = {system: learners.describe(*results.tensors(system)) for system in results.systems()}
-    for system, other in ("meta", "bayes"), ("converged", "bayes_as_converged"):
-        if system in systems:
-            both = results.tensors(system)[0], *results.tensors(other)
-            systems[system] |= dict(
-                follows_bayes=learners.half_time_correlation(*both).tolist(),
-                against_bayes=learners.half_time_ratio(*both).tolist())
-    return dict(
-        systems=systems, score=score, score_ci=score_ci, r_squared=results["probe/meta"].tolist(),
-        last_excess=excess / least if least > 1e-6 else math.nan,       # else Bayes is perfect
-        outer_loop={name: trained[name] for name in ("half_times", "staggering", "lower_bound")})
-
 def format_number(value, lower_bound=False):
     """A number with three digits; "-" if it is undefined or a mode is not reached."""
     if not math.isfinite(value):
@@ -458,8 +455,8 @@ def format_number(value, lower_bound=False):
 def table(results):
     """The most important numbers of a run as text."""
     summary, K = results.summary, len(results["modes"])
-    lines = ["Half-time of each mode (-: not reached); index: latest over earliest (>: at least), of",
-             "averages over repeats [+- 2 standard errors] and within a repeat; rank correlation",
+    lines = ["Half-time of each mode (-: not reached); index: latest over earliest (>: at least),",
+             "of averages over repeats [+- 2 standard errors] and within one; rank correlation",
              f"between repeats (1: same order, 0: chance)\n\n{'':30}"
              f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}within  rank corr."]
     for system, row in summary["systems"].items():
@@ -469,9 +466,9 @@ def table(results):
         within, correlation = map(format_number, (row["within"], row["rank_correlation"]))
         lines.append(f"{'{} ({})'.format(*results[f'{system}/label']):30}{half_times}  {index:20}"
                      f"{within:>6}{correlation:>12}")
-    lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last trial "
-                 "over Bayes': {}".format(summary["score"], *summary["score_ci"],
-                                          format_number(summary["last_excess"])))
+    lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
+                 "trial over Bayes': {}".format(summary["score"], *summary["score_ci"],
+                                                format_number(summary["last_excess"])))
     if math.isnan(summary["last_excess"]):
         lines.append("At the last trial Bayes is perfect, so the ratio of excesses is undefined.")
     if K == 1:
@@ -498,7 +495,8 @@ def figures(results):
     """All figures of a run by name."""
     compared, clocks = ("learner", "meta", "bayes"), ("online", "converged", "meta")
     ablations = set(results.systems()) - {*compared, *clocks, "bayes_as_converged"}
-    groups = dict(dynamics=compared, ablations=ablations, by_trial=clocks)
+    groups = dict(dynamics=compared, ablations=ablations,
+                  by_trial=clocks if "online" in results.systems() else ())
     panels = {name: [panel(results, system) for system in results.systems() if system in group]
               for name, group in groups.items()}
 

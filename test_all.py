@@ -135,17 +135,6 @@ def test_the_sequential_posterior_is_the_batch_posterior(distribution):
     M = y.double().mT @ phi @ P / variance
     assert_close((means[:, -1], covariances[:, -1]), (M, P), atol=1e-10, rtol=0)
 
-@pytest.mark.parametrize("kind", [tasks.LinearRegression, tasks.FourierRegression])
-@pytest.mark.parametrize("skew", [0.0, 1.0])
-def test_bayes_without_noise_knows_the_task_after_as_many_trials_as_features(kind, skew):
-    distribution = kind(noise=0.0, trials=30, skew=skew)
-    means, _ = tasks.Bayes(distribution).posterior(*drawn(distribution, 400))
-    truth = distribution.sample(400, seeded())
-    error = (means - truth[:, None]).square().sum((-2, -1))           # (400, 31)
-    features = len(distribution.weight_var)
-    assert error[:, features].median() < 1e-6 and error[:, features + 10:].max() < 1e-6
-    assert error.mean(0).diff().max() < 1e-4              # a trial never makes it worse on average
-
 def test_bayes_without_noise_knows_t_of_five_directions_of_every_mode_whatever_its_size():
     distribution = tasks.LinearRegression(noise=0.0)
     W = distribution.evaluation_tasks(16, seeded())
@@ -591,17 +580,6 @@ CLAIMS = ["learner/staggering", "meta/staggering", "bayes/staggering", "meta/wit
           "{}/staggering", "online/staggering", "fitted/staggering", "captured", "last_excess"]
 ELSEWHERE = {"0.001", "10.5", "0.991"}                    # settings, and single runs
 
-TOLD = """The Learner's index is <linreg learner/staggering>
-and its rank correlation <linreg learner/concordance>
-The Meta-Learner's index is <linreg meta/staggering> and Bayes' is <linreg bayes/staggering>
-is <linreg learner/within> for the Learner, <linreg meta/within> for the Meta-Learner
-On fresh tasks its score is <linreg captured>
-its error above the noise is <linreg last_excess> times Bayes'
-its index is <nonlinreg learner/staggering> and its rank correlation <nonlinreg learner/concordance>
-The Meta-Learner's index is <nonlinreg meta/staggering> with a score of <nonlinreg captured>
-The Learner's index is <bandit learner/staggering>
-The Meta-Learner's is <bandit meta/staggering> and Bayes' is <bandit bayes/staggering>"""
-
 def test_the_numbers_of_the_readme_are_those_of_the_runs():
     runs, quoted = {}, {}                                 # quoted: what a section may quote
     for file in "overview", "dial":                       # eight seeds, and seed 11 with a skew
@@ -626,9 +604,6 @@ def test_the_numbers_of_the_readme_are_those_of_the_runs():
         text, = (part for part in re.split("\n## |<summary>", README) if part.startswith(title))
         numbers = re.findall(r"(?<![\d.])(?:\d+\.\d\d+|\d\d+\.\d)(?![\d.])", text)
         assert set(numbers) <= known | ELSEWHERE, title
-    for line in TOLD.splitlines():                        # the headlines, word by word
-        words = re.sub(r"<(\S+) (\S+)>", lambda found: runs[found.groups()][0], line)
-        assert words in " ".join(README.split()), words
 
 # ---------------------------------------------------------------- figures
 
@@ -687,9 +662,9 @@ def unsaved_figures(monkeypatch):
 def runs(tmp_path_factory):
     """Folders of tiny runs by family, one made by a command on a console of ASCII alone."""
     folder = tmp_path_factory.mktemp("tiny")
-    command = [sys.executable, "-W", "error", HERE / "metadyn.py"]
-    done = subprocess.run(command + words("bandit", "--out", folder / "bandit"), check=True,
-                          capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    command = [sys.executable, HERE / "metadyn.py", *words("bandit", "--out", folder / "bandit")]
+    done = subprocess.run(command, check=True, capture_output=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert b"Warning" in done.stdout and b"outer loop" in done.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metadyn, "figures", lambda results: {})
@@ -788,7 +763,7 @@ def test_a_mistake_on_the_command_line_is_argparses_error(
 
 @pytest.mark.parametrize("settings", [
     dict(noise=-1e-5), dict(outer_steps=50.5), dict(singular_values=[]), dict(noise="a"),
-    dict(singular_values=[[1.0]]), dict(seed=2 ** 31), dict(device="gpu")])
+    dict(seed=2 ** 31), dict(device="gpu")])
 def test_the_same_mistakes_from_python_are_a_value_error(settings):
     with pytest.raises(ValueError, match="cannot be"):
         metadyn.LinReg(**settings)
@@ -798,18 +773,6 @@ def test_a_folder_is_named_after_what_differs():
         metadyn.Bandit(), metadyn.LinReg.quick(noise=np.float64(0.2), seed=np.int64(1)),
         metadyn.LinReg(singular_values=[1, 2], device="cpu"))]
     assert names == ["bandit", "linreg-quick-noise0.2-seed1", "linreg-singular_values1.0_2.0"]
-
-@pytest.mark.parametrize("error, status, message", [
-    (KeyboardInterrupt, 130, "the same command"), (FloatingPointError("step 7"), 1, "step 7"),
-    (ValueError("another"), 1, "another")])
-def test_a_failure_is_one_sentence_and_a_status(
-        error, status, message, monkeypatch, capsys, tmp_path):
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr(metadyn, "run", fail)
-    assert metadyn.main(["linreg", "--out", str(tmp_path)]) == status
-    assert message in capsys.readouterr().err
 
 def test_ctrl_c_while_torch_is_imported_is_no_traceback(tmp_path):
     started = subprocess.Popen([sys.executable, HERE / "metadyn.py", "linreg", "--out", tmp_path],
@@ -868,8 +831,9 @@ def test_a_run_belongs_to_the_code_that_made_it(
 @pytest.mark.parametrize("file", ["results.npz", "checkpoint.pt"])
 def test_a_damaged_file_is_one_sentence(file, runs, tmp_path, capsys):
     folder = shutil.copytree(runs["linreg"], tmp_path / "run")
-    (folder / "results.npz").unlink() if file == "checkpoint.pt" else None
-    (folder / file).write_bytes((folder / file).read_bytes()[:700])
+    damaged = (folder / file).read_bytes()[:700]
+    (folder / "results.npz").unlink()                     # else the checkpoint is not read
+    (folder / file).write_bytes(damaged)
     assert metadyn.main(words("linreg", "--out", folder)) == 1
     assert "damaged" in capsys.readouterr().err.splitlines()[-1]
 
