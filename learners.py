@@ -12,11 +12,13 @@ r"""Learners: systems that learn one task by gradient descent, their closed form
 Axis order: recorded times R first, then the batch, then a map's own axes (Dy, Dx). Strengths are
 (R, N, E, K): times, tasks, repeats, modes. For targets that are not diagonal, see tasks.py.
 
-References: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120 (deep linear networks); Rahaman et al.
-2018, arXiv 1806.08734, and Xu et al. 2018, arXiv 1807.01251 (spectral bias); Schaul et al. 2019,
-arXiv 1904.11455 (ray interference). This file imports none of the others, so you can copy it
+References: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120 (deep linear networks); Chizat et al.
+2019, arXiv 1812.07956, and Domine et al. 2024, arXiv 2409.14623 (rich and lazy learning); Rahaman
+et al. 2018, arXiv 1806.08734, and Xu et al. 2018, arXiv 1807.01251 (spectral bias); Schaul et al.
+2019, arXiv 1904.11455 (ray interference). This file imports none of the others, so you can copy it
 alone. It leaves out minibatches.
 """
+import functools
 import math
 
 import torch
@@ -72,7 +74,7 @@ def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, on
         opt.step()
     return finite(torch.stack(maps))
 
-def converged_linear_network(x, y, trials, layers, steps=1000):
+def converged_linear_network(x, y, trials, layers, steps=500):
     """Trains a two-layer linear network to convergence on the first t trials of each episode, for
     each t in `trials` (Q,): L = 1/2 sum_{i < t} ||y_i - W_2 W_1 x_i||^2. Each step is as large as
     the local curvature allows: the Hessian's largest eigenvalue is at most
@@ -93,41 +95,74 @@ def converged_linear_network(x, y, trials, layers, steps=1000):
         W1, W2 = V1 - V2.mT @ error, V2 - error @ V1.mT
     return W2 @ W1
 
-def deep_linear_theory(s, u0, t):
-    r"""Closed form of a mode u(t) of two layers that start aligned with the task (Saxe et al. 2013,
-    white inputs): du/dt = 2 u (s - u), u(0) = u0, in units of the time constant. s: (K,), t: (R,)
-    to (R, K)."""
-    decay = torch.exp(-2 * s * t[:, None])                # this sign does not overflow
-    return s / (1 + (s / u0 - 1) * decay)
+# ---------------------------------------------------------------- the gain law
+def gain_layers(batch, dim, hidden, gain, dtype=None):
+    r"""Two initial layers with a product of exactly zero, in which every mode has one gain c_0:
+    W_2 W_1 = 0,   W_1^T W_1 = W_2 W_2^T = c_0 / 2 I. The input writes to the first units and the
+    output reads from the last, so hidden must be at least 2 dim, else ValueError. Returns W_1
+    (*batch, hidden, dim) and W_2 (*batch, dim, hidden)."""
+    if hidden < 2 * dim:
+        raise ValueError(f"{hidden} hidden units are too few: there must be {2 * dim}")
+    W1, W2 = torch.eye(hidden, dim, dtype=dtype), torch.eye(dim, hidden, dtype=dtype).flip(-1)
+    return [(gain / 2) ** 0.5 * W.expand(*batch, -1, -1) for W in (W1, W2)]
 
-def one_layer_theory(s, w0, t):
-    r"""Closed form for one layer: dw/dt = s - w, w(0) = w0. One time constant serves all modes.
-    Shapes as in `deep_linear_theory`."""
-    decay = torch.exp(-t[:, None])
-    return w0 * decay + s * (1 - decay)
+def gain_law(s, gain, t):
+    r"""Closed form of a mode a(t) of two layers that start as in `gain_layers` (derived here):
+
+    da/dt = (s - a) sqrt(c_0^2 + 4 a^2),   a(0) = 0.
+
+    The gain of a mode, c = |W_1 v|^2 + |W_2^T u|^2, obeys dc/dt = 4 a (s - a), and da/dt is
+    (s - a) c, so c^2 - 4 a^2 stays at c_0^2. With r = sqrt(c_0^2 + 4 s^2) and E = exp(-r t),
+
+    a = c_0 s (1 - E) (r + c_0 + (r - c_0) E) / (c_0^2 (1 + E^2) + c_0 r (1 - E^2) + 8 s^2 E).
+
+    As c_0 -> 0 this is the logistic of Saxe et al. 2013 from a_0 = c_0 / 4, and as c_0 -> infinity
+    it is one layer with the time constant 1 / c_0. s: (K,); t: (R,), learning rate times steps.
+    Returns (R, K).
+    """
+    r = (gain ** 2 + 4 * s ** 2).sqrt()
+    E = torch.exp(-r * t[:, None])                        # this sign does not overflow
+    above = gain * s * (1 - E) * (r + gain + (r - gain) * E)
+    return above / (gain ** 2 * (1 + E ** 2) + gain * r * (1 - E ** 2) + 8 * s ** 2 * E)
+
+def gain_half_times(s, gain):
+    r"""When `gain_law` reaches s / 2, in learning rate times steps: (K,) to (K,).
+    t = (asinh((c_0^2 + 2 s^2) / (c_0 s)) - asinh(c_0 / (2 s))) / sqrt(c_0^2 + 4 s^2)."""
+    r = (gain ** 2 + 4 * s ** 2).sqrt()
+    return (torch.asinh((gain ** 2 + 2 * s ** 2) / (gain * s)) - torch.asinh(gain / (2 * s))) / r
+
+def expected_gain(dim, hidden, std=None):
+    """The gain c_0 that two random layers from `init_layers` have on average (derived here):
+    2 h std^2 for entries N(0, std^2) and h hidden units; h / (3 dim) + 1 / 3 for torch's default,
+    whose variance is 1 / (3 fan_in)."""
+    return hidden / (3 * dim) + 1 / 3 if std is None else 2 * hidden * std ** 2
 
 # ---------------------------------------------------------------- ReLU networks
-@torch.enable_grad()
-def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, online=False, generator=None):
-    r"""Trains one ReLU network per data set with Adam: L = mean over points of (f(x) - y)^2, or
-    online, step t on point t alone. Without points nothing changes.
+ADAM = functools.partial(torch.optim.Adam, fused=True)
 
-    Weights and biases start at torch's default. x, y: (..., G). layers: how many hidden layers of
-    `hidden` units. eval_steps: as in `linear_network`. at: evaluation points (Q,) (default: x).
-    Returns functions (R, ..., Q). Raises FloatingPointError if it diverges.
+@torch.enable_grad()
+def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, optimizer=ADAM, online=False,
+                 generator=None):
+    r"""Trains one ReLU network per data set: L = mean over points of (f(x) - y)^2, or online, step
+    t on point t alone. Without points nothing changes.
+
+    Weights and biases start at torch's default. x: inputs (..., G, Dx); y: (..., G). layers: how
+    many hidden layers of `hidden` units, 0 for a linear map. at: inputs at which to evaluate
+    (Q, Dx) (default: x). eval_steps, optimizer: as in `linear_network`. Returns functions
+    (R, ..., Q). Raises FloatingPointError if it diverges.
     """
-    points = x.flatten(0, -2)[..., None]                                    # (S, G, 1)
-    places = points if at is None else at[:, None].expand(len(points), -1, -1)
-    widths = [1] + [hidden] * layers + [1]
+    points = x.flatten(0, -3)                                               # (S, G, Dx)
+    places = points if at is None else at.expand(len(points), -1, -1)
+    widths = [x.shape[-1]] + [hidden] * layers + [1]
     network = [[init_weight((len(points), rows, m), n, generator).requires_grad_()
                 for rows in (n, 1)] for n, m in zip(widths, widths[1:])]    # weights, then biases
 
-    def forward(h):                                       # (S, G, 1) to (..., G)
+    def forward(h):                                       # (S, G, Dx) to (..., G)
         for i, (W, b) in enumerate(network):
             h = torch.baddbmm(b, h.relu() if i else h, W)
-        return h[..., 0].unflatten(0, x.shape[:-1])
+        return h[..., 0].unflatten(0, x.shape[:-2])
 
-    opt = torch.optim.Adam([p for layer in network for p in layer], lr=lr, fused=True)
+    opt = optimizer([p for layer in network for p in layer], lr=lr)
     functions, recorded = [], set(eval_steps)
     for step in range(eval_steps[-1] + 1):
         if step in recorded:                        # before the update, so step 0 is the start
@@ -140,40 +175,39 @@ def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, online=Fals
     return finite(torch.stack(functions))
 
 # ---------------------------------------------------------------- policy gradient
-def reward_gradient(logits, correct, rates):
-    """Gradient of the expected reward J = sum_c p_c J_c, J_c = pi(correct_c | c), in the logits of
-    each context (..., C, A). correct: (..., C); rates: (C,), the p_c. Returns (..., C, A)."""
+def reward_gradient(logits, correct):
+    """Gradient of the expected reward J = mean of J_c = pi(correct_c | c) over the contexts, in the
+    logits of each context (..., C, A). correct: (..., C). Returns (..., C, A)."""
     policy = logits.softmax(-1)
     J = policy.gather(-1, correct[..., None])
     target = torch.zeros_like(policy).scatter(-1, correct[..., None], 1.0)
-    return rates[:, None] * J * (target - policy)
+    return J * (target - policy) / correct.shape[-1]
 
-def reinforce_gradient(logits, correct, rates, generator):
+def reinforce_gradient(logits, correct, generator):
     """Estimates `reward_gradient` from one trial, without bias (REINFORCE; Williams 1992): the
     reward times e_a - pi, the gradient of log pi(a), in the trial's context. Shapes as there."""
     bandit = torch.arange(correct[..., 0].numel())
-    context = torch.multinomial(rates, len(bandit), replacement=True, generator=generator)
-    policy = logits.reshape(-1, *logits.shape[-2:])[bandit, context].softmax(-1)
+    context = torch.randint(correct.shape[-1], bandit.shape, generator=generator)
+    policy = logits.flatten(0, -3)[bandit, context].softmax(-1)
     action = torch.multinomial(policy, 1, generator=generator)[:, 0]
-    reward = (action == correct.reshape(-1, len(rates))[bandit, context]).to(logits)
+    reward = (action == correct.flatten(0, -2)[bandit, context]).to(logits)
     gradient = torch.zeros(len(bandit), *logits.shape[-2:], dtype=logits.dtype)
     gradient[bandit, context] = reward[:, None] * (one_hot(action, policy.shape[-1]) - policy)
     return gradient.view_as(logits)
 
-def policy_gradient(correct, logits, lr, eval_steps, rates, shared=True, online=False,
-                    generator=None):
+def policy_gradient(correct, logits, lr, eval_steps, shared=True, online=False, generator=None):
     """Gradient ascent on the expected reward of contextual bandits with the policy softmax(W e_c +
     b). W starts at `logits` and b at zero. The gradient is exact or, online, estimated from one
     trial per step.
 
     One bias b serves all contexts, so what one context learns is imposed on the others: it helps
-    those with the same correct action (transfer) and hinders the rest (interference; Schaul et al.
-    2019). With shared=False each context has its own bias. For two contexts of equal rates and two
-    actions with different correct ones, in time lr / C (derived here),
+    those with the same correct action (transfer) and can hinder the rest (interference; Schaul et
+    al. 2019). With shared=False each context has its own bias, which doubles its rate. For two
+    contexts and two actions with different correct ones, in time lr / C (derived here),
     dJ_1/dt = 2 g_1 (2 g_1 - g_2) with g_c = J_c (1 - J_c), and the same with 1 and 2 exchanged.
 
-    correct: (..., C); logits: (..., C, A); rates: (C,), of the contexts; eval_steps: as in
-    `linear_network`. Returns J (R, ..., C), the probability of the correct action.
+    correct: (..., C); logits: (..., C, A); eval_steps: as in `linear_network`. Returns J
+    (R, ..., C), the probability of the correct action.
     """
     W = logits
     b = torch.zeros_like(logits[..., :1, :] if shared else logits)
@@ -182,35 +216,36 @@ def policy_gradient(correct, logits, lr, eval_steps, rates, shared=True, online=
         if step in recorded:                        # before the update, so step 0 is the start
             J = (W + b).softmax(-1).gather(-1, correct[..., None])
             probabilities.append(J[..., 0])
-        gradient = (reinforce_gradient(W + b, correct, rates, generator) if online
-                    else reward_gradient(W + b, correct, rates))
+        gradient = (reinforce_gradient(W + b, correct, generator) if online
+                    else reward_gradient(W + b, correct))
         W = W + lr * gradient
         b = b + lr * (gradient.sum(-2, keepdim=True) if shared else gradient)
     return torch.stack(probabilities)
 
 # ------------------------------------------------------------ measures, the same for all systems
-def half_time(strength, time):
-    """When each mode is half learned: the first upward crossing of 1/2, linearly interpolated.
-    strength: (R, ...) at increasing times (R,). Returns (...), in units of time: inf for a mode
-    that never reaches 1/2, nan for one that starts there."""
-    above = strength >= 0.5
+def half_time(strength, time, level=0.5):
+    """When each mode is half learned: the first upward crossing of the level, linearly
+    interpolated. strength: (R, ...) at increasing times (R,). Returns (...), in units of time: inf
+    for a mode that never reaches the level, nan for one that starts there."""
+    above = strength >= level
     after = above.int().argmax(0, keepdim=True)           # argmax finds the first True
     before = (after - 1).clamp_min(0)
     s0, s1 = strength.gather(0, before), strength.gather(0, after)
     t0, t1 = time[before], time[after]
-    crossing = (t0 + (t1 - t0) * (0.5 - s0) / (s1 - s0))[0]
+    crossing = (t0 + (t1 - t0) * (level - s0) / (s1 - s0))[0]
     crossing = torch.where(above.any(0), crossing, torch.inf)
     return torch.where(above[0], torch.nan, crossing)
 
-def half_times_of_halves(strength, time):
+def half_times_of_halves(strength, time, level=0.5):
     """Half-times of strengths averaged over every other repeat: (2, N, K). With one repeat both
     halves are that repeat."""
     halves = [strength[:, :, min(i, strength.shape[2] - 1)::2] for i in (0, 1)]
-    return torch.stack([half_time(half.mean(2), time) for half in halves])
+    return torch.stack([half_time(half.mean(2), time, level) for half in halves])
 
-def staggering(strength, time):
+def staggering(strength, time, level=0.5):
     """Staggering index of each task, (N,): latest half-time over earliest, of strengths
-    (R, N, E, K) averaged over repeats. 1 is concurrent.
+    (R, N, E, K) averaged over repeats. 1 is concurrent. Another level, for example 0.9, asks when
+    modes are almost learned.
 
     The largest of several noisy ratios is biased upwards, so we cross-fit: one half of the repeats
     chooses the latest and the earliest mode, the other half measures their ratio. Then the halves
@@ -221,7 +256,7 @@ def staggering(strength, time):
     bound; a mode that starts learned is left out; a task in which no mode is reached, or only one
     takes part, gives nan.
     """
-    half_times = half_times_of_halves(strength, time)
+    half_times = half_times_of_halves(strength, time, level)
     skipped = half_times.isnan().any(0)
     undefined = (~half_times.isfinite()).all(-1).any(0) | ((~skipped).sum(-1) < 2)
     half_times = half_times.clamp_max(time[-1].item())
@@ -292,19 +327,22 @@ def normalized_score(none, meta, bayes):
 
 def describe(strength, time):
     """Summarizes a system's strengths, (R, N, E, K) or (R, K), in a dict. half_times (K,),
-    staggering and within are geometric means over tasks; lower_bound says whether a mode is not
-    reached in some task. Intervals are ± 2 standard errors over tasks. Raises ValueError for other
-    shapes."""
+    staggering, late_staggering (at 0.9) and within are geometric means over tasks, intervals ± 2
+    standard errors; the bounds say whether a mode is not reached in some task. Raises ValueError
+    for other shapes."""
     if strength.ndim == 2:
         strength = strength[:, None, None]
     if strength.ndim != 4:
         raise ValueError(f"strengths must be (R, N, E, K) or (R, K), not {tuple(strength.shape)}")
     half_times = half_time(strength.mean(2), time)
-    halves = half_times_of_halves(strength, time)
     index, low, high = (math.exp(value) for value in interval(staggering(strength, time).log()))
     correlation, *correlation_ci = interval(rank_correlation(strength, time))
+    late = staggering(strength, time, 0.9).log().nanmean().exp().item()
+    unreached, unreached_late = (half_times_of_halves(strength, time, level).isinf().any().item()
+                                 for level in (0.5, 0.9))
     return dict(
-        half_times=half_times.log().nanmean(0).exp().tolist(),
-        staggering=index, staggering_ci=[low, high], lower_bound=halves.isinf().any().item(),
+        half_times=half_times.log().nanmean(0).exp().tolist(), staggering=index,
+        staggering_ci=[low, high], lower_bound=unreached, late_staggering=late,
+        late_lower_bound=unreached_late,
         within=staggering_within(strength, time).log().nanmean().exp().item(),
         rank_correlation=correlation, rank_correlation_ci=correlation_ci)

@@ -58,8 +58,8 @@ class MetaLearner(Network):
     Its weights stay fixed meanwhile. size, more: see `Network`."""
 
     def __init__(self, distribution, *size, **more):
-        inputs = distribution.input_size + distribution.outputs
-        super().__init__(inputs, distribution.outputs, *size, **more)
+        seen = distribution.encode(torch.zeros(1, distribution.input_size)).shape[-1]
+        super().__init__(seen + distribution.outputs, distribution.outputs, *size, **more)
         self.encode = distribution.encode
 
     def predict(self, x, y):

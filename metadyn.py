@@ -43,9 +43,10 @@ import tasks
 # ---------------------------------------------------------------- settings
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 
-def setting(default, help, low=None, choices=()):
+def setting(default, help, low=None, high=2 ** 31 - 1, choices=()):
     """A field of a dataclass of settings, with its help and what is allowed."""
-    return field(default=default, metadata=dict(help=help, low=low, choices=choices))
+    return field(default=default, metadata=dict(
+        help=help, low=low, high=high, choices=choices))
 
 @dataclass
 class Run:
@@ -53,7 +54,6 @@ class Run:
     seed: int = setting(0, "seed of all random numbers", low=0)
     device: str = setting("auto", "auto, cpu, cuda or mps: where the Meta-Learner runs",
                           choices=("auto", "cpu", "cuda", "mps"))
-    skew: float = setting(0.0, "how strongly the task distribution prefers the first modes", low=0)
     hidden: int = setting(128, "units of the Meta-Learner's LSTM", low=1)
     layers: int = setting(2, "layers of the LSTM", low=1)
     outer_steps: int = setting(3000, "updates of the Meta-Learner's weights", low=1)
@@ -86,16 +86,17 @@ class Run:
         convert = {int: operator.index, float: float, str: str,
                    tuple: lambda values: tuple(float(x) for x in np.ravel(values))}
         for each, said in self.rules():
-            value, low, choices = getattr(self, each.name), said["low"], said["choices"]
+            value, low, high, choices = getattr(self, each.name), *map(
+                said.get, ("low", "high", "choices"))
             try:
                 value = convert[each.type](value)
                 numbers = np.atleast_1d(0 if low is None else value)
                 valid = value in choices if choices else numbers.size and all(
-                    (low or 0) <= x < 2 ** 31 for x in numbers)
+                    (low or 0) <= x <= high for x in numbers)
             except (TypeError, ValueError):
                 valid = False
             if not valid:
-                allowed = " or ".join(choices) or f"{each.type.__name__}, at least {low}"
+                allowed = " or ".join(choices) or f"{each.type.__name__} from {low} to {high}"
                 raise ValueError(f"{each.name} cannot be {value!r}; allowed is {allowed}")
             setattr(self, each.name, value)
         available_device(self.device)
@@ -124,24 +125,27 @@ def available_device(name):
     return name
 
 # ---------------------------------------------------------------- linear regression
+GAINS = 0.01, 0.1, 0.3, 1.0, 3.0, 10.0                    # the Learner's dial, from rich to lazy
+
 @dataclass
 class LinReg(Run):
     """Linear regression: the singular modes of a linear map, after Saxe et al. 2013."""
     outer_steps: int = 3600
     muon_lr: float = 0.045
     adam_lr: float = 0.006
-    singular_values: tuple = setting((1.6, 1.2, 0.9, 0.6, 0.3),
+    skew: float = setting(0.0, "column k of a task has variance k^(-2 skew)", low=-1, high=1)
+    singular_values: tuple = setting((1.1, 0.8, 0.6, 0.4, 0.2),
                                      "singular values of the evaluation tasks", low=POSITIVE)
     noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
-    learner_repeats: int = setting(8, "initializations of the Learner for each task", low=1)
+    learner_repeats: int = setting(32, "repeats of the Learner for each task", low=1)
     learner_lr: float = setting(0.02, "step size of the Learner", low=POSITIVE)
-    learner_steps: int = setting(1500, "gradient steps of the Learner", low=1)
-    learner_hidden: int = setting(5, "hidden units of the Learner", low=1)
-    init_scale: float = setting(1e-3, "variance of the Learner's initial weights", low=POSITIVE)
-    converged_episodes: int = setting(16, "episodes of each task for the converged Learner", low=1)
+    learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
+    learner_hidden: int = setting(64, "hidden units of the Learner", low=1)
+    init_std: float = setting(0.01, "the Learner's weights start at N(0, this^2)", low=POSITIVE)
+    converged_episodes: int = setting(64, "episodes of each task for the converged Learner", low=1)
 
-    QUICK = dict(singular_values=(1.4, 0.5), trials=8, hidden=48, layers=1, batch=64,
-                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=800, learner_hidden=2)
+    QUICK = dict(singular_values=(1.1, 0.4), trials=8, hidden=48, layers=1, batch=64,
+                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=600)
 
 def linreg(config, checkpoint=None):
     """The experiment on linear regression. Returns Results."""
@@ -149,35 +153,56 @@ def linreg(config, checkpoint=None):
     results = Results(config, modes=[f"s = {x:g}" for x in s.tolist()])
     distribution = tasks.LinearRegression(s.tolist(), config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
+    dim, width, lr, std = len(s), config.learner_hidden, config.learner_lr, config.init_std
+    steps = torch.tensor(evenly_spaced(config.learner_steps))
+    repeats = distribution.repeats(W, config.learner_repeats, generator_for(config, "repeats"))
 
-    results.log("Learners, from several initializations for each task")
-    steps, std = evenly_spaced(config.learner_steps), config.init_scale ** 0.5
-    dim, width = len(s), config.learner_hidden
-    targets = W.double()[:, None].expand(-1, config.learner_repeats, -1, -1)
-    for system, label, unit, widths, std_, online in (
-            ("learner", "Learner", "steps", [dim, width, dim], std, False),
-            ("one_layer", "One layer", "steps", [dim, dim], config.init_scale, False),
-            ("online", "Learner, online", "trials", [dim, width, dim], std, True)):
+    def add_learner(system, label, layers, gain, **online):
+        """Trains a linear network with the step size that its gain allows, and adds its law."""
+        target, slower = repeats[:, :layers[0].shape[1]], max(1.0, gain)
+        maps = learners.linear_network(target, layers, lr / slower, steps.tolist(), **online)
+        column = distribution.columns(target) if target.shape == repeats.shape else None
+        results.add(system, label, "trials" if online else "steps", steps / slower,
+                    distribution.strength(maps, target), column)
+        results[f"{system}/theory_half_times"] = learners.gain_half_times(s, gain) / lr
+
+    results.log("Learners: a small start, torch's default start, one layer, online")
+    for system, label, widths, std_, gain, online in (
+            ("learner", "Learner", [dim, width, dim], std, None, {}),
+            ("default_start", "torch's default start", [dim, width, dim], None, None, {}),
+            ("one_layer", "One layer", [dim, dim], std, 1.0, {}),
+            ("online", "Learner, online", [dim, width, dim], std, None, dict(online=True))):
         generator = generator_for(config, "learners")
-        layers = learners.init_layers(targets.shape[:2], widths, generator, std_, s.dtype)
-        maps = learners.linear_network(targets, layers, config.learner_lr, steps, online=online,
-                                       noise=config.noise, generator=generator)
-        results.add(system, label, unit, steps, distribution.strength(maps, W[:, None]))
-    time = config.learner_lr * torch.tensor(steps)
-    results["one_layer/theory"] = learners.one_layer_theory(s, 0.0, time) / s
+        layers = learners.init_layers(repeats.shape[:2], widths, generator, std_)
+        gain = gain or learners.expected_gain(dim, width, std_)
+        add_learner(system, label, layers, gain,
+                    **online and dict(online, noise=config.noise, generator=generator))
+    results["one_layer/theory"] = -torch.expm1(-lr * steps[:, None]).expand(-1, dim)
+    del results["one_layer/theory_half_times"], results["online/theory_half_times"]
+
+    results.log("the Learner's dial: layers with a product of zero and a given gain")
+    for gain in GAINS:                                    # all repeats are alike, so one is enough
+        layers = learners.gain_layers((len(W), 1), dim, max(width, 2 * dim), gain)
+        add_learner(f"gain_{gain:g}", f"Gain {gain:g}", layers, gain)
 
     model = meta.MetaLearner(distribution, config.hidden, config.layers,
                              generator_for(config, "initialization"))
-    _, _, x, y = measure_both_loops(
+    episodes = measure_both_loops(
         results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
+    repeats, _, x, y = episodes
+    results["meta/column"] = results["bayes/column"] = distribution.columns(repeats)
+    one_step = tasks.OneStep(distribution)
+    results.add("one_step", "One gradient step", "trials", results["bayes/time"],
+                distribution.inner_loop(one_step, *episodes)[0], distribution.columns(repeats))
+    results["one_step/theory_by_column"] = one_step.half_times()
 
     results.log("Learner trained to convergence on the first t trials, for each t")
     trials, few = meta.spaced_steps(1, config.trials, 10), config.converged_episodes
-    x, y = x[:, :few].double(), y[:, :few].double()
+    x, y = x[:, :few], y[:, :few]
     layers = learners.init_layers((len(trials), *x.shape[:2]), [dim, width, dim],
-                                  generator_for(config, "learners"), std, s.dtype)
+                                  generator_for(config, "learners"), std)
     maps = learners.converged_linear_network(x, y, trials, layers)
-    results.add_converged(trials, distribution.strength(maps, W[:, None]))
+    results.add_converged(trials, distribution.strength(maps, repeats[:, :few]))
     return results
 
 LinReg.experiment = linreg
@@ -186,73 +211,79 @@ LinReg.experiment = linreg
 @dataclass
 class NonlinReg(Run):
     """Nonlinear regression: the frequencies of a function, after Rahaman et al. 2018."""
+    outer_steps: int = 2000
     muon_lr: float = 0.06
     trials: int = 40
     eval_tasks: int = 8
+    skew: float = setting(0.0, "frequency k of a task has variance k^(-2 skew)", low=-1, high=1)
     n_frequencies: int = setting(5, "the task distribution has frequencies 1 to this", low=2)
     noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
     encoder_width: int = setting(64, "ReLU units before the LSTM, 0 for none", low=0)
-    learner_repeats: int = setting(8, "initializations of the Learner for each task", low=1)
+    learner_repeats: int = setting(16, "initializations of the Learner for each task", low=1)
     learner_lr: float = setting(3e-3, "Adam's learning rate in the Learner", low=POSITIVE)
-    learner_steps: int = setting(800, "gradient steps of the Learner", low=1)
+    learner_steps: int = setting(300, "gradient steps of the Learner", low=1)
     learner_hidden: int = setting(64, "units of each of the Learner's layers", low=1)
-    online_steps: int = setting(8000, "trials of the online Learner", low=1)
-    converged_episodes: int = setting(12, "episodes of each task for the converged Learner", low=1)
+    online_steps: int = setting(4000, "trials of the online Learner", low=1)
+    converged_steps: int = setting(600, "gradient steps of the converged Learner", low=1)
+    converged_episodes: int = setting(16, "episodes of each task for the converged Learner", low=1)
 
     QUICK = dict(n_frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1200,
-                 muon_lr=0.1, adam_lr=0.01, learner_steps=400, learner_repeats=4,
-                 online_steps=2000, converged_episodes=4, eval_tasks=6)
+                 muon_lr=0.1, adam_lr=0.01, learner_steps=200, learner_repeats=4,
+                 online_steps=2000, converged_steps=300, converged_episodes=4, eval_tasks=6)
 
 def nonlinreg(config, checkpoint=None):
     """The experiment on nonlinear regression. Returns Results."""
-    band = range(1, config.n_frequencies + 1)
-    results = Results(config, modes=[f"k = {k}" for k in band])
-    distribution = tasks.FourierRegression(band, config.noise, config.trials, config.skew)
+    band = torch.arange(1, config.n_frequencies + 1)
+    results = Results(config, modes=[f"k = {k}" for k in band.tolist()])
+    distribution = tasks.FourierRegression(
+        band.tolist(), config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
     points, lr, repeats = max(64, 4 * len(band)), config.learner_lr, config.learner_repeats
-    circle = torch.arange(points) / points
-    sizes = dict(hidden=config.learner_hidden, at=circle)
+    x = torch.arange(points)[:, None] / points
+    y = (distribution.features(x) @ W.mT).mT.expand(-1, repeats, -1)        # (N, E, G)
+    encode = distribution.encode
+    sizes = dict(hidden=config.learner_hidden, at=encode(x))
 
-    results.log("Learner, a ReLU network")
+    results.log("Learners: a ReLU network on the circle and on all features, a layer on features/k")
     steps = evenly_spaced(config.learner_steps, 200)
-    y = (distribution.features(circle[:, None]) @ W.mT).mT.expand(-1, repeats, -1)
-    f = learners.relu_network(circle.expand(y.shape), y, lr, steps, **sizes,
-                              generator=generator_for(config, "learners"))
-    results.add("learner", "Learner", "steps", steps, distribution.waves(f, circle, W))
-
-    results.log("ablation: one linear layer on Fourier features")
-    lr_features, steps = 0.01, range(301)                 # time constant 100 steps
-    targets = W[:, None].expand(-1, repeats, -1, -1)
-    layers = learners.init_layers(targets.shape[:2], [2 * len(band), 1],
-                                  generator_for(config, "learners"), std=1e-3)
-    maps = learners.linear_network(targets, layers, lr_features, steps)
-    results.add("fourier", "Fourier features", "steps", steps,
-                distribution.strength(maps, W[:, None]))
-    results["fourier/theory"] = learners.one_layer_theory(
-        torch.ones(len(band)), 0.0, lr_features * torch.tensor(steps))
+    # without layers, at step size 0.1: frequency k has the time constant 10 k^2
+    linear = dict(lr=0.1, eval_steps=evenly_spaced(32 * len(band) ** 2, 200), layers=0,
+                  optimizer=torch.optim.SGD)
+    for system, label, inputs, how in (
+            ("learner", "Learner", encode(x), {}),
+            ("fourier_inputs", "Fourier inputs", distribution.features(x), {}),
+            ("scaled_features", "One layer, features/k",
+             distribution.features(x) / band.repeat(2), linear)):
+        how = dict(lr=lr, eval_steps=steps, hidden=config.learner_hidden) | how
+        f = learners.relu_network(inputs.expand(*y.shape, -1), y, **how,
+                                  generator=generator_for(config, "learners"))
+        results.add(system, label, "steps", how["eval_steps"], distribution.waves(f, x, W))
+    time = torch.tensor(linear["eval_steps"])[:, None]
+    results["scaled_features/theory"] = -torch.expm1(-0.1 * time / band ** 2)
 
     results.log("online Learner: the ReLU network with one fresh noisy trial a step")
     steps, generator = evenly_spaced(config.online_steps), generator_for(config, "online")
-    stream = tasks.FourierRegression(band, config.noise, config.online_steps)
-    x, y = stream.episodes(W.repeat_interleave(repeats, 0), generator)
+    stream = tasks.FourierRegression(band.tolist(), config.noise, config.online_steps)
+    seen, answers = stream.episodes(W.repeat_interleave(repeats, 0), generator)
     # steps on single noisy trials need a smaller rate than steps on all points
-    f = learners.relu_network(x[..., 0], y[..., 0], lr / 3, steps, **sizes, online=True,
+    f = learners.relu_network(encode(seen), answers[..., 0], lr / 3, steps, **sizes, online=True,
                               generator=generator)
     results.add("online", "Learner, online", "trials", steps,
-                distribution.waves(f.unflatten(1, (-1, repeats)), circle, W))
+                distribution.waves(f.unflatten(1, (-1, repeats)), x, W))
 
     model = meta.MetaLearner(distribution, config.hidden, config.layers,
                              generator_for(config, "initialization"),
                              encoder_width=config.encoder_width)
-    _, _, x, y = measure_both_loops(
+    _, _, seen, answers = measure_both_loops(
         results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
 
     results.log("Learner trained to convergence on the first t trials, for each t")
     trials, few = meta.spaced_steps(1, config.trials, 8), config.converged_episodes
-    x, y, generator = x[:, :few, :, 0], y[:, :few, :, 0], generator_for(config, "learners")
-    f = [learners.relu_network(x[..., :t], y[..., :t], lr, [config.learner_steps], **sizes,
-                               generator=generator) for t in trials]
-    results.add_converged(trials, distribution.waves(torch.cat(f), circle, W))
+    seen, answers = encode(seen[:, :few]), answers[:, :few, :, 0]
+    generator = generator_for(config, "learners")
+    f = [learners.relu_network(seen[..., :t, :], answers[..., :t], lr, [config.converged_steps],
+                               **sizes, generator=generator) for t in trials]
+    results.add_converged(trials, distribution.waves(torch.cat(f), x, W))
     return results
 
 NonlinReg.experiment = nonlinreg
@@ -268,23 +299,28 @@ class Bandit(Run):
     adam_lr: float = 0.02
     trials: int = 60
     eval_tasks: int = 64
-    contexts: int = setting(5, "contexts", low=1)
-    actions: int = setting(5, "actions in each context", low=2)
+    contexts: int = setting(5, "contexts", low=2)
+    actions: int = setting(5, "actions in each context, at least contexts - 1", low=2)
+    tied: int = setting(1, "2: contexts 1 and 2 share their answer in all tasks", low=1, high=2)
     entropy: float = setting(0.02, "initial weight of the entropy bonus; it falls to 0", low=0)
     learner_repeats: int = setting(32, "repeats of the Learner for each task", low=1)
     learner_lr: float = setting(0.5, "step size of the Learner", low=POSITIVE)
-    learner_steps: int = setting(2000, "gradient steps of the Learner", low=1)
+    learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
     init_std: float = setting(0.1, "standard deviation of the Learner's initial logits", low=0)
 
     QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
-                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=800,
+                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=500,
                  learner_repeats=16, eval_tasks=32)
+
+    def __post_init__(self):
+        super().__post_init__()
+        tasks.ContextualBandit(self.contexts, self.actions, self.trials, self.tied)     # checks
 
 def bandit(config, checkpoint=None):
     """The experiment on contextual bandits. Returns Results."""
     results = Results(config, modes=[f"context {c + 1}" for c in range(config.contexts)])
     distribution = tasks.ContextualBandit(
-        config.contexts, config.actions, config.trials, config.skew)
+        config.contexts, config.actions, config.trials, config.tied)
     correct = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
 
     results.log("Learners: shared bias, a bias for each context, and online (one trial a step)")
@@ -292,13 +328,12 @@ def bandit(config, checkpoint=None):
     for system, label, unit, shared in (("learner", "Learner", "steps", True),
                                         ("own_biases", "Own biases", "steps", False),
                                         ("online", "Learner, online", "trials", True)):
-        online = system == "online"
-        generator = generator_for(config, "online" if online else "learners")
-        permuted = distribution.permute_actions(correct, config.learner_repeats, generator)
+        generator, online = generator_for(config, "learners"), system == "online"
+        permuted = distribution.repeats(correct, config.learner_repeats, generator)
         logits = config.init_std * torch.randn(
             *permuted.shape, config.actions, generator=generator)
-        J = learners.policy_gradient(permuted, logits, config.learner_lr, steps, distribution.rates,
-                                     shared, online, generator)
+        J = learners.policy_gradient(permuted, logits, config.learner_lr, steps, shared, online,
+                                     generator)
         results.add(system, label, unit, steps, distribution.strength(J))
 
     model = meta.MetaAgent(distribution, config.hidden, config.layers,
@@ -325,7 +360,8 @@ class Results(dict):
     """What a run measured: NumPy arrays by name.
 
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
-    SYSTEM/label (2,), SYSTEM/theory (R, K)            its name and unit of time; its closed form
+    SYSTEM/label (2,), SYSTEM/column (N, E, K)         its name and unit of time; where each mode is
+    SYSTEM/theory (R, K), theory_half_times (K,)       its closed form
     performance/SYSTEM (n, T), excess/SYSTEM ()        loss or reward on new tasks; its last excess
     probe/SYSTEM (T + 1,)                              R^2 of the probe
     outer_loop/step (P,), strength (P, N, E, K), score (P,)
@@ -346,9 +382,12 @@ class Results(dict):
         """Prints what happens now, and how many seconds the run has taken so far."""
         print(f"{time.perf_counter() - self.begun:6.0f} s  {words}", file=sys.stderr, flush=True)
 
-    def add(self, system, label, unit, time, strength):
-        """Adds a system's strengths (R, N, E, K) at times (R,), with its label and unit of time."""
+    def add(self, system, label, unit, time, strength, column=None):
+        """Adds a system's strengths (R, N, E, K) at times (R,), with its label and unit of time,
+        and the column in which each mode stood, (N, E, K), if it has one."""
         self[f"{system}/label"] = label, unit
+        if column is not None:
+            self[f"{system}/column"] = column
         self[f"{system}/time"] = time
         self[f"{system}/strength"] = strength
 
@@ -362,17 +401,22 @@ class Results(dict):
         """The names of all systems, in the order in which they were measured."""
         return [name.removesuffix("/time") for name in self if name.endswith("/time")]
 
-    def tensors(self, system):
-        """A system's strengths (R, N, E, K) and times (R,), for the measures of learners.py.
-        Raises ValueError for an unknown system."""
+    def tensors(self, system, by_column=False):
+        """A system's strengths (R, N, E, K) and times (R,), for the measures of learners.py, by
+        mode or by column. Raises ValueError for an unknown system."""
         if system not in self.systems():
             raise ValueError(f"{system!r} is not one of {', '.join(self.systems())}")
-        return [torch.from_numpy(self[f"{system}/{name}"]) for name in ("strength", "time")]
+        strength, time = (torch.from_numpy(self[f"{system}/{name}"])
+                          for name in ("strength", "time"))
+        if by_column:
+            column = torch.from_numpy(self[f"{system}/column"])
+            strength = strength.gather(-1, column.argsort(-1).expand_as(strength))
+        return strength, time
 
-    def curve(self, system):
+    def curve(self, system, by_column=False):
         """A system's times (R,), and its mean strengths and their standard errors over tasks,
         (R, K)."""
-        strength, time = self.tensors(system)
+        strength, time = self.tensors(system, by_column)
         by_task = strength.mean(2).movedim(1, 0)                            # (N, R, K)
         return [part.numpy() for part in
                 (time, by_task.mean(0), learners.standard_error(by_task))]
@@ -388,6 +432,9 @@ class Results(dict):
         # one training: its tasks are the repeats
         trained = learners.describe(strength, torch.from_numpy(self["outer_loop/step"]))
         systems = {system: learners.describe(*self.tensors(system)) for system in self.systems()}
+        for system, row in systems.items():
+            if f"{system}/column" in self:
+                row["by_column"] = learners.describe(*self.tensors(system, by_column=True))
         for system, other in ("meta", "bayes"), ("converged", "bayes_as_converged"):
             if system in systems:
                 both = self.tensors(system)[0], *self.tensors(other)
@@ -456,21 +503,27 @@ def table(results):
     """The most important numbers of a run as text."""
     summary, K = results.summary, len(results["modes"])
     lines = ["Half-time of each mode (-: not reached); index: latest over earliest (>: at least),",
-             "of averages over repeats [+- 2 standard errors] and within one; rank correlation",
-             f"between repeats (1: same order, 0: chance)\n\n{'':30}"
-             f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}within  rank corr."]
+             "of averages over repeats [+- 2 standard errors], the same at strength 0.9, by column",
+             f"and within a repeat; rank correlation between repeats\n\n{'':30}"
+             f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}at 0.9 column within rank c."]
     for system, row in summary["systems"].items():
         half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
         low, high = map(format_number, row["staggering_ci"])
-        index = f"{format_number(row['staggering'], row['lower_bound'])} [{low}, {high}]"
+        index, late, column = (format_number(each.get(name, math.nan), each.get(bound)) for
+                               each, name, bound in (
+            (row, "staggering", "lower_bound"), (row, "late_staggering", "late_lower_bound"),
+            (row.get("by_column", {}), "staggering", "lower_bound")))
         within, correlation = map(format_number, (row["within"], row["rank_correlation"]))
-        lines.append(f"{'{} ({})'.format(*results[f'{system}/label']):30}{half_times}  {index:20}"
-                     f"{within:>6}{correlation:>12}")
+        lines.append(f"{'{} ({})'.format(*results[f'{system}/label']):30}{half_times}  "
+                     f"{f'{index} [{low}, {high}]':20}{late:>6}{column:>7}{within:>7}"
+                     f"{correlation:>8}")
     lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
                  "trial over Bayes': {}".format(summary["score"], *summary["score_ci"],
                                                 format_number(summary["last_excess"])))
     if math.isnan(summary["last_excess"]):
         lines.append("At the last trial Bayes is perfect, so the ratio of excesses is undefined.")
+    if abs(getattr(results.config, "skew", 0)) > 0.5:
+        lines.append("At this skew the evaluation tasks are far out of the task distribution.")
     if K == 1:
         lines.append("An index compares modes: with a single one it is undefined.")
     if not summary["score"] > 0.8:
@@ -478,27 +531,35 @@ def table(results):
                      "its own;\ntry more outer steps, or smaller learning rates.")
     return "\n".join(lines)
 
-def panel(results, system):
+def panel(results, system, by_column=False):
     """A panel for plots.dynamics; plots.dynamics([panel]) is a slide."""
-    time, strength, stderr = results.curve(system)
+    time, strength, stderr = results.curve(system, by_column)
     label, unit = results[f"{system}/label"]
-    row = learners.describe(*results.tensors(system))
-    title = f"{label}\nindex {format_number(row['staggering'], row['lower_bound'])}"
-    if math.isfinite(row["rank_correlation"]):
-        title += f" · rank correlation {format_number(row['rank_correlation'])}"
-    return dict(title=title, time=time, strength=strength, stderr=stderr,
-                half_times=row["half_times"], labels=results["modes"],
-                theory=results.get(f"{system}/theory"), axes=dict(xlabel=unit),
-                log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0)
+    row = learners.describe(*results.tensors(system, by_column))
+    theory = "theory_by_column" if by_column else "theory_half_times"
+    return dict(title=f"{label}{', by column' * by_column}\n"
+                f"index {format_number(row['staggering'], row['lower_bound'])}",
+                time=time, strength=strength, stderr=stderr, half_times=row["half_times"],
+                labels=[f"column {k + 1}" for k in range(strength.shape[1])] if by_column
+                else results["modes"],
+                theory=None if by_column else results.get(f"{system}/theory"),
+                theory_half_times=results.get(f"{system}/{theory}"), axes=dict(xlabel=unit),
+                log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 1e-3)
 
 def figures(results):
     """All figures of a run by name."""
     compared, clocks = ("learner", "meta", "bayes"), ("online", "converged", "meta")
-    ablations = set(results.systems()) - {*compared, *clocks, "bayes_as_converged"}
+    systems = results.systems()
+    ablations = set(systems) - {*compared, *clocks, "bayes_as_converged", "one_step"}
     groups = dict(dynamics=compared, ablations=ablations,
-                  by_trial=clocks if "online" in results.systems() else ())
-    panels = {name: [panel(results, system) for system in results.systems() if system in group]
+                  by_trial=clocks if "online" in systems else ())
+    panels = {name: [panel(results, system) for system in systems if system in group]
               for name, group in groups.items()}
+    if "meta/column" in results:                          # the thesis: whose order is it?
+        panels["order"] = [panel(results, system, by_column) for by_column in (False, True)
+                           for system in compared]
+        panels["one_step"] = [panel(results, system, by_column=True)
+                              for system in ("one_step", "meta", "bayes")]
 
     # two episodes of the Meta-Learner in the first task, and the average with all others of it
     strength, time = results.tensors("meta")
@@ -516,8 +577,30 @@ def figures(results):
              strength=results["outer_loop/strength"].mean((1, 2))),
         dict(steps, title="Score: 1 is Bayes", labels=["score"],
              strength=results["outer_loop/score"][:, None])]
-    caption = f"seed {results.config.seed}, skew {results.config.skew:g}"
-    return {name: plots.dynamics(those, caption) for name, those in panels.items() if those}
+    caption = results.config.name()
+    drawn = {name: plots.dynamics(those, caption) for name, those in panels.items() if those}
+    if "gain_1/time" in results:
+        drawn["gain"] = plots.lines([gain_panel(results)], caption)
+    return drawn
+
+def gain_panel(results):
+    """The Learner's dial: its index against its gain, in theory and measured."""
+    s, config = torch.tensor(sorted(results.config.singular_values, reverse=True)), results.config
+    rows, gains = results.summary["systems"], torch.logspace(-3, 2, 100)
+    half_times = torch.stack([learners.gain_half_times(s, gain) for gain in gains.tolist()])
+    size = len(s), config.learner_hidden
+    points = dict(x=list(GAINS), y=[rows[f"gain_{gain:g}"]["staggering"] for gain in GAINS])
+    ordinary = [dict(x=[learners.expected_gain(*size, std)], y=[rows[system]["staggering"]],
+                     label=label, marker=marker, ls="", ms=11, color=color)
+                for system, std, label, marker, color in (
+                    ("learner", config.init_std, "Learner's start", "D", "tab:orange"),
+                    ("default_start", None, "torch's default start", "^", "tab:blue"))]
+    return dict(curves=[dict(x=gains, y=half_times[:, -1] / half_times[:, 0], label="theory",
+                             color="black", ls="--"),
+                        dict(points, label="product zero", marker="o", ls="", ms=9, color="0.4"),
+                        *ordinary],
+                axes=dict(title="A Learner's order comes from its start",
+                          xlabel="initial gain", ylabel="staggering index", xscale="log"))
 
 # ---------------------------------------------------------------- the folder of a run
 def run(config, folder=None, fresh=False):
@@ -640,13 +723,16 @@ def flatten(values, path=""):
             for name, value in flatten(part, f"{path}/{key}").items()}
 
 def compare(folders, out=None):
-    """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv.
-    Returns the most important ones as text. Raises ValueError for a folder without a finished run,
-    and if another overview.csv would be overwritten."""
-    columns, runs = ["run", "number", "mean", "sd"], {}
+    """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv;
+    half-times at each skew or tie in out/dials.png. Returns the most important numbers as text.
+    Raises ValueError for a folder without a finished run, and if another overview.csv would be
+    overwritten."""
+    columns, runs, configs = ["run", "number", "mean", "sd"], {}, {}
     for folder in folders:
         config, text = load(folder).config, Path(folder, "summary.json").read_text("utf-8")
-        runs.setdefault(replace(config, seed=0).name(), {})[config.seed] = flatten(json.loads(text))
+        name = replace(config, seed=0).name()
+        configs[name] = config
+        runs.setdefault(name, {})[config.seed] = flatten(json.loads(text))
     seeds = sorted({seed for by_seed in runs.values() for seed in by_seed})
     rows, lines = [], [f"{'':56}mean +- standard deviation over seeds"]
     for run, by_seed in runs.items():
@@ -668,7 +754,28 @@ def compare(folders, out=None):
         if path.exists() and not path.read_text("utf-8").startswith(",".join(columns)):
             raise ValueError(f"{path} is not of metadyn; choose another folder")
         write_csv(path, columns + [f"seed{seed}" for seed in seeds], rows)
+        means = {(row[0], row[1]): row[2] for row in rows}
+        plots.lines(dial_panels(configs, means), "mean over seeds").savefig(Path(out, "dials.png"))
     return "\n".join(lines)
+
+def dial_panels(configs, means):
+    """Half-times of Bayes and the Meta-Learner by mode, or by column where modes have one: a curve
+    for each system and run, a panel for each family."""
+    panels = {}
+    for name, config in configs.items():
+        family = config.experiment.__name__
+        panel = panels.setdefault(family, dict(curves=[], axes=dict(
+            title=family, xlabel="mode (linreg: column)", ylabel="half-time (trials)")))
+        dial = getattr(config, "tied", getattr(config, "skew", 0))
+        for system, label, line in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
+            numbers = {number.removeprefix(f"systems/{system}/"): mean
+                       for (run, number), mean in means.items() if run == name}
+            half_times = [numbers.get(f"by_column/{number}", mean) for number, mean
+                          in numbers.items() if number.startswith("half_times/")]
+            panel["curves"].append(dict(
+                x=np.arange(1, len(half_times) + 1), y=half_times, ls=line, marker="o",
+                label=f"{label}, {dial:g}", color=plots.shade((dial + 1) / 3)))
+    return list(panels.values())
 
 def make_parser():
     """The command line: a command for each family, with an option for each of its settings."""

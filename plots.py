@@ -27,6 +27,10 @@ class Figure(figure.Figure):
         self.savefig(png, format="png")
         return png.getvalue()
 
+def shade(x):
+    """A colour of viridis, without its palest end, for x from 0 (darkest) to 1."""
+    return colormaps["viridis"](0.82 * np.asarray(x))
+
 def new_figure(columns, rows=1):
     """A white figure and its axes (rows, columns), 10 inches wide, or 6 for a single panel: shown
     at 830 pixels, 12-point text of the wide one is 14 pixels high."""
@@ -40,14 +44,16 @@ def new_figure(columns, rows=1):
             text.set_size(13)
     return drawn, panels
 
-def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=None):
+def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=None,
+               theory_half_times=None):
     """Draws one curve per mode: time (R,), strength (R, K), labels (K,). Optional: half_times (K,),
     drawn as dots, one below the other, where finite; stderr (R, K), drawn as bands of two; theory
-    (R, K), drawn dashed. Returns the words that explain what was drawn, for a caption."""
+    (R, K), drawn dashed; theory_half_times (K,), drawn as crosses. Returns the words that explain
+    what was drawn, for a caption."""
     time, strength = np.asarray(time), np.asarray(strength)
     shown = np.linspace(0, len(time) - 1, min(len(time), 300)).round().astype(int)
     gap = max(1, len(shown) // (4 * len(labels)))           # between markers of neighbouring modes
-    colours = colormaps["viridis"](np.linspace(0, 0.82, len(labels)))      # without its palest end
+    colours = shade(np.linspace(0, 1, len(labels)))
     words = set()
     for k, colour in enumerate(colours):
         ax.plot(time[shown], strength[shown, k], MARKERS[k % 5] + "-", color=colour, lw=2, ms=6,
@@ -58,9 +64,12 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
             low, high = (strength[shown, k] + sign * 2 * np.asarray(stderr)[shown, k]
                          for sign in (-1, 1))
             ax.fill_between(time[shown], low, high, color=colour, alpha=0.25, lw=0)
+        height = 0.5 + 0.04 * ((len(labels) - 1) / 2 - k)           # five are seen to be five
+        if theory_half_times is not None and theory_half_times[k] <= time[-1]:
+            words.add("crosses: theory")
+            ax.plot(theory_half_times[k], height, "x", color="black", ms=9, mew=2, zorder=7)
         if half_times is not None and np.isfinite(half_times[k]):
             words.add("dots: half-times")
-            height = 0.5 + 0.04 * ((len(labels) - 1) / 2 - k)       # five are seen to be five
             ax.plot(half_times[k], height, "o", color=colour, mec="black", ms=9, zorder=6)
     if theory is not None:
         words.add("dashes: theory")
@@ -97,4 +106,18 @@ def dynamics(panels, caption=""):
             ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5))
     drawn.supxlabel(" · ".join([caption] * bool(caption) + sorted(words, reverse=True)),
                     fontsize=12, color=GREY)
+    return drawn
+
+def lines(panels, caption=""):
+    """Curves on logarithmic y axes, one panel each: panels are dicts of curves, a list of dicts for
+    Axes.plot with x and y, and axes, a dict for Axes.set."""
+    drawn, grid = new_figure(len(panels))
+    for ax, panel in zip(grid.flat, panels):
+        for curve in panel["curves"]:
+            curve = dict(curve)
+            ax.plot(curve.pop("x"), curve.pop("y"), **dict(lw=2, mec="black") | curve)
+        ax.set(yscale="log", yticks=[1, 2, 3, 5, 10], yticklabels=[1, 2, 3, 5, 10], **panel["axes"])
+        ax.minorticks_off()
+        ax.legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+    drawn.supxlabel(caption, fontsize=12, color=GREY)
     return drawn

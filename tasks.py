@@ -8,7 +8,8 @@ r"""Task distributions, each beside its exact Bayes-optimal predictor.
     loss = (Bayes(distribution).predict(x, y) - y).square().mean()
 
 Axis order: (B, T, D) for episodes, trials and dimensions. K counts modes and Q query points. To
-evaluate, we take N tasks with E episodes each: (N, E, T, D). Strengths are (T + 1, N, E, K).
+evaluate, we take E repeats of N tasks, each with an episode: (N, E, T, D). Strengths are
+(T + 1, N, E, K).
 
 Every predictor of a regression, like meta.MetaLearner, answers two calls with its guesses:
     predict(x, y)    -> (B, T, Dy)         at y_t, given x_0 … x_t and y_0 … y_{t-1}
@@ -35,13 +36,13 @@ def power_law(n, exponent):
 class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var_j),   eps_t ~ N(0, noise^2 I).
 
-    A task is its weight matrix W (Dy, F). A subclass sets `outputs` (Dy), `input_size` (Dx),
-    `weight_var` (F,), `noise` and `trials`, and defines
+    A task is its weight matrix W (Dy, F). Feature j belongs to mode j modulo K. A subclass sets
+    `outputs` (Dy), `input_size` (Dx), `modes` (K), `weight_var` (F,), `noise` and `trials`, and
+    defines
         features(x)                       phi: (..., Dx) to (..., F)
         inputs(n, generator)              random inputs (n, T, Dx)
         queries(generator)                the query points of the probe (Q, Dx)
         evaluation_tasks(n, generator)    the tasks on which all systems are compared (n, Dy, F)
-        strength(W_hat, W)                how much of each mode of W is in W_hat: (..., K)
     """
 
     def sample(self, n, generator):
@@ -55,15 +56,27 @@ class FeatureRegression:
         y = self.features(x) @ W.mT
         return x, y + self.noise * torch.randn(y.shape, generator=generator)
 
+    def repeats(self, W, n, generator):
+        """n repeats of each task (N, Dy, F), here all the same: (N, n, Dy, F)."""
+        return W[:, None].expand(-1, n, -1, -1)
+
     def evaluation_episodes(self, W, n, generator):
-        """Draws n episodes a task: W (N, Dy, F), xq (Q, Dx), x (N, n, T, Dx), y (N, n, T, Dy)."""
-        xq = self.queries(generator)
-        x, y = self.episodes(W.repeat_interleave(n, 0), generator)
+        """Draws n repeats of each task (N, Dy, F) and an episode for each. Returns these repeats
+        (N, n, Dy, F), xq (Q, Dx), x (N, n, T, Dx) and y (N, n, T, Dy)."""
+        xq, W = self.queries(generator), self.repeats(W, n, generator)
+        x, y = self.episodes(W.flatten(0, 1), generator)
         return W, xq, x.unflatten(0, (-1, n)), y.unflatten(0, (-1, n))
 
     def encode(self, x):
-        """Encodes an input for a network."""
+        """An input as networks see it."""
         return x
+
+    def strength(self, W_hat, W):
+        """How much of each mode of W is in W_hat: the projection w_k . w_hat_k / |w_k|^2, where w_k
+        are all weights of mode k. W_hat and W are (..., Dy, F) and broadcast. Returns (..., K)."""
+        projection, size = ((W * V).sum(-2).unflatten(-1, (-1, self.modes)).sum(-2)
+                            for V in (W_hat, W))
+        return projection / size
 
     def fit(self, f, xq):
         """Fits W_hat (..., Dy, F) to outputs f (..., Q, Dy) at query points xq (Q, Dx) by least
@@ -96,7 +109,7 @@ class FeatureRegression:
         f = in_chunks(lambda x, y: predictor.probe(x, y, xq).cpu(), *flat)
         W_hat, residual, total = (part.unflatten(0, x.shape[:2]) for part in self.fit(f, xq))
         r_squared = (1 - residual.sum(1) / total.sum(1).clamp_min(1e-12)).mean(0)
-        strength = self.strength(W_hat, W[:, None, None])                   # (N, E, T + 1, K)
+        strength = self.strength(W_hat, W[:, :, None])                      # (N, E, T + 1, K)
         return strength.movedim(2, 0).contiguous(), r_squared
 
 class Bayes:
@@ -139,39 +152,57 @@ class Bayes:
         M, _ = self.posterior(x, y)
         return (self.distribution.features(xq.double()) @ M.mT).to(x)
 
-# ---------------------------------------------------------------- linear regression
-def mode_strength(W_hat, W):
-    r"""Strength of each singular mode of W in W_hat (Saxe et al. 2013, projected on W's own basis).
+class OneStep:
+    r"""One gradient step from zero on all trials so far, with the best rate for each column:
+    W_hat_t = sum_{i < t} y_i x_i^T diag(g_t),
+    g_{t,k} = v_k / ((t + 1) v_k + sum_j v_j + noise^2).
 
-    With W = sum_k s_k u_k v_k^T, largest s_k first, it is the share of s_k that W_hat has along
-    u_k and v_k. W_hat and W are (..., Dy, Dx) and broadcast; W needs full rank. Returns (..., K),
-    signed, 1 if learned. If singular values repeat, only the sum of their strengths is defined.
+    v_k is the variance of column k in a LinearRegression. These rates minimize the expected squared
+    error: with z = sum_i y_i x_{ik}, E[z w_k] = t v_k and E[z^2] = t ((t + 1) v_k + sum_j v_j +
+    noise^2), because E[x^4] = 3 (derived here). Linear attention computes the same (von Oswald et
+    al. 2023). The mean strength of a column is t g_{t,k}, however strong it is.
     """
-    U, s, Vh = (part.to(W_hat) for part in torch.linalg.svd(W.double(), full_matrices=False))
-    return (U * (W_hat @ Vh.mT)).sum(-2) / s                                # u_k^T W_hat v_k / s_k
 
-def random_orthogonal(n, dim, generator):
-    """n random orthogonal matrices (n, dim, dim), Haar-distributed: QR of a Gaussian, with the
-    diagonal of R made positive (Mezzadri 2007)."""
-    Q, R = torch.linalg.qr(torch.randn(n, dim, dim, generator=generator))
-    return Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+    def __init__(self, distribution):
+        self.v, self.noise = distribution.weight_var, distribution.noise
 
+    def maps(self, x, y):
+        """W_hat before each trial and after the last: (B, T + 1, Dy, Dx)."""
+        v, t = self.v.to(x), torch.arange(x.shape[1] + 1)[:, None].to(x)
+        g = v / ((t + 1) * v + v.sum() + self.noise ** 2)                   # (T + 1, Dx)
+        products = (y[..., None] * x[..., None, :]).cumsum(1)               # (B, T, Dy, Dx)
+        products = torch.cat([torch.zeros_like(products[:, :1]), products], 1)
+        return products * g[:, None]
+
+    def predict(self, x, y):
+        """Its guess at y_t before it is seen: (B, T, Dy)."""
+        return (self.maps(x, y)[:, :-1] @ x[..., None])[..., 0]
+
+    def probe(self, x, y, xq):
+        """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
+        return xq @ self.maps(x, y).mT
+
+    def half_times(self):
+        """When the mean strength of each column reaches 1/2, in trials: (K,)."""
+        return 1 + (self.v.sum() + self.noise ** 2) / self.v
+
+# ---------------------------------------------------------------- linear regression
 class LinearRegression(FeatureRegression):
     r"""y = W x + eps,   x ~ N(0, I),   eps ~ N(0, noise^2 I).
 
-    Mode k is the k-th singular mode of W. Column k of W has variance proportional to k^(-2 skew),
-    and the variances of a row sum to 1. Second-hand notes give Rabinowitz's 20 trials; the rest is
-    our choice. In 5 dimensions and without skew, 95% of the singular values lie between 0.026 and
-    1.945.
+    Column k of W has variance proportional to k^(-2 skew), and the variances of a row sum to 1. In
+    evaluation tasks W = U diag(s) Pi, the columns are orthogonal, so they are the singular modes:
+    mode k is the one of length s_k. It stands in another column in every repeat, so its strength
+    says nothing about its prior. Second-hand notes give Rabinowitz's 20 trials; the rest is ours.
 
-    singular_values: those of the evaluation tasks, largest first. There are as many dimensions.
+    singular_values: s, largest first. There are as many dimensions.
     """
 
-    def __init__(self, singular_values=(1.6, 1.2, 0.9, 0.6, 0.3), noise=0.1, trials=20, skew=0.0):
+    def __init__(self, singular_values=(1.1, 0.8, 0.6, 0.4, 0.2), noise=0.1, trials=20, skew=0.0):
         self.singular_values = torch.tensor(singular_values, dtype=torch.float32)
-        self.noise, self.trials, self.skew = noise, trials, skew
-        self.outputs = self.input_size = len(singular_values)
-        self.weight_var = power_law(self.outputs, 2 * skew)
+        self.noise, self.trials = noise, trials
+        self.outputs = self.input_size = self.modes = len(singular_values)
+        self.weight_var = power_law(self.modes, 2 * skew)
 
     def features(self, x):
         """The input itself."""
@@ -182,12 +213,20 @@ class LinearRegression(FeatureRegression):
         return torch.randn(n, self.trials, self.input_size, generator=generator)
 
     def evaluation_tasks(self, n, generator):
-        """n tasks W = U diag(s) V^T with singular values s in random directions: (n, dim, dim).
-        With a skew, V is the identity, and mode k is column k."""
-        U = random_orthogonal(n, self.input_size, generator)
-        V = random_orthogonal(n, self.input_size, generator)
-        W = U * self.singular_values
-        return W if self.skew else W @ V.mT
+        """n tasks U diag(s): (n, dim, dim). U is Haar-distributed: QR of a Gaussian, with the
+        diagonal of R made positive (Mezzadri 2007)."""
+        Q, R = torch.linalg.qr(torch.randn(n, self.modes, self.modes, generator=generator))
+        return Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :] * self.singular_values
+
+    def repeats(self, W, n, generator):
+        """n repeats of each task (N, dim, dim), each with its columns in a new random order:
+        (N, n, dim, dim)."""
+        order = torch.rand(len(W), n, 1, self.modes, generator=generator).argsort(-1)
+        return super().repeats(W, n, generator).gather(-1, order.expand(-1, -1, self.modes, -1))
+
+    def columns(self, W):
+        """In which column each mode is, the longest first: W (..., dim, dim) to (..., K)."""
+        return W.square().sum(-2).argsort(dim=-1, descending=True, stable=True)
 
     def queries(self, generator):
         """2 (dim + 2) random points in opposite pairs, so an intercept cannot pass for a slope."""
@@ -195,11 +234,9 @@ class LinearRegression(FeatureRegression):
         return torch.cat([half, -half])
 
     def strength(self, W_hat, W):
-        """Strength of each singular mode (..., K), or with a skew, where mode k is column k, the
-        projection of each learned column on the task's."""
-        if self.skew:
-            return (W * W_hat).sum(-2) / W.square().sum(-2)
-        return mode_strength(W_hat, W)
+        """Projects each learned column on the task's, the longest column first: (..., K)."""
+        by_column = super().strength(W_hat, W)
+        return by_column.gather(-1, self.columns(W).expand_as(by_column))
 
 # ---------------------------------------------------------------- nonlinear regression
 class FourierRegression(FeatureRegression):
@@ -207,14 +244,17 @@ class FourierRegression(FeatureRegression):
 
     `frequencies` are K whole numbers; mode k is the k-th of them. The variance of a_k and b_k is
     proportional to k^(-2 skew), k counting from 1, and sums to 1 over the modes. The posterior is
-    that of a Gaussian process with a band-limited kernel. All of this is our choice.
+    that of a Gaussian process with a band-limited kernel. A strength is a projection, so phase
+    counts; in the measure of Rahaman et al. 2018, |w_hat_k| / |w_k|, a shifted copy would score 1.
+    All of this is our choice.
     """
 
     def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, skew=0.0):
         self.frequencies = torch.as_tensor(frequencies)
         self.noise, self.trials = noise, trials
         self.outputs = self.input_size = 1
-        self.weight_var = power_law(len(self.frequencies), 2 * skew).repeat(2)
+        self.modes = len(self.frequencies)
+        self.weight_var = power_law(self.modes, 2 * skew).repeat(2)
 
     def features(self, x):
         """cos 2 pi k x for every k, then sin 2 pi k x: (..., 1) to (..., 2 K)."""
@@ -222,13 +262,15 @@ class FourierRegression(FeatureRegression):
         return torch.cat([phase.cos(), phase.sin()], -1)
 
     def encode(self, x):
-        """Scales x to [-1, 1). As a point on the circle it would already contain frequency 1."""
-        return 2 * x - 1
+        """The point (cos 2 pi x, sin 2 pi x) on the circle, for networks: (..., 1) to (..., 2). As
+        a number, 0 and 1 would look far apart (Basri et al. 2019)."""
+        phase = 2 * torch.pi * x
+        return torch.cat([phase.cos(), phase.sin()], -1)
 
     def waves(self, f, x, W):
-        """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at points (Q,):
+        """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at points (Q, 1):
         (R, N, E, K)."""
-        return self.strength(self.fit(f[..., None], x[:, None])[0], W[:, None])
+        return self.strength(self.fit(f[..., None], x)[0], W[:, None])
 
     def inputs(self, n, generator):
         """x ~ U[0, 1): (n, T, 1)."""
@@ -236,29 +278,23 @@ class FourierRegression(FeatureRegression):
 
     def evaluation_tasks(self, n, generator):
         """n tasks in which all frequencies have one amplitude and random phases: (n, 1, 2 K)."""
-        K = len(self.frequencies)
-        phase = 2 * torch.pi * torch.rand(n, 1, K, generator=generator)
-        return (2 / K) ** 0.5 * torch.cat([phase.cos(), phase.sin()], -1)
+        phase = 2 * torch.pi * torch.rand(n, 1, self.modes, generator=generator)
+        return (2 / self.modes) ** 0.5 * torch.cat([phase.cos(), phase.sin()], -1)
 
     def queries(self, generator):
         """A uniform grid on the circle, finer than the band needs: (Q, 1)."""
         points = 2 * max(self.frequencies.tolist()) + 6
         return torch.arange(points)[:, None] / points
 
-    def strength(self, W_hat, W):
-        """Projects each learned wave on the task's: w_k . w_hat_k / |w_k|^2 with w_k = (a_k, b_k).
-        Phase counts; in the measure of Rahaman et al. 2018, |w_hat_k| / |w_k|, a shifted copy would
-        score 1. W_hat and W are (..., 1, 2 K) and broadcast. Returns (..., K)."""
-        W_hat, W = (w[..., 0, :].unflatten(-1, (2, -1)) for w in (W_hat, W))    # (..., 2, K)
-        return (W * W_hat).sum(-2) / W.square().sum(-2)
-
 # ---------------------------------------------------------------- contextual bandits
 class ContextualBandit:
     r"""In each of C contexts, one of A actions is correct and pays 1; the others pay 0.
 
-    A task is the vector of correct actions (C,), drawn uniformly; mode k is context k. Context k
-    comes with probability proportional to k^-skew. Second-hand notes give Rabinowitz's bandit as
-    5 contexts and 5 actions; 60 trials are our choice.
+    A task is the vector of correct actions (C,); mode k is context k. Correct actions are drawn
+    uniformly and independently, but the first `tied` contexts always share theirs: with 1 none do,
+    and with 2, what is learned in context 1 holds in context 2. Second-hand notes give Rabinowitz's
+    bandit as 5 contexts and 5 actions; 60 trials and the tie are our choice. Raises ValueError
+    unless tied is 1 or 2 and A >= C - 1 >= 1, which `evaluation_tasks` needs.
 
     An agent answers four calls: reset(B) starts B episodes; act(contexts) gives the probabilities
     of the actions (B, A) in the contexts (B,) of the trial that is played; probe(contexts) gives
@@ -266,31 +302,33 @@ class ContextualBandit:
     update(context, action, reward), (B,) each, ends the trial.
     """
 
-    def __init__(self, contexts=5, actions=5, trials=60, skew=0.0):
-        self.contexts, self.actions, self.trials, self.skew = contexts, actions, trials, skew
-        self.rates = power_law(contexts, skew).float()
+    def __init__(self, contexts=5, actions=5, trials=60, tied=1):
+        if tied not in (1, 2) or not 1 <= contexts - 1 <= actions:
+            raise ValueError(f"{contexts} contexts, {actions} actions, tied {tied}: a bandit needs "
+                             "2 or more contexts, at most one more than actions, and tied 1 or 2")
+        self.contexts, self.actions, self.trials = contexts, actions, trials
+        # contexts of one group share their correct action: 0, 1, 2, … or, tied, 0, 0, 1, …
+        self.group = (torch.arange(contexts) - (tied - 1)).clamp_min(0)
 
     def sample(self, n, generator):
         """Draws n tasks: correct actions (n, C)."""
-        return torch.randint(self.actions, (n, self.contexts), generator=generator)
+        groups = int(self.group[-1]) + 1
+        return torch.randint(self.actions, (n, groups), generator=generator)[:, self.group]
 
     def episodes(self, correct, generator):
         """Draws one episode for each task in correct (B, C). Returns the tasks, the contexts
         (B, T), and the action noise: uniform numbers (B, T) that turn probabilities into actions.
         """
-        B, T = len(correct), self.trials
-        contexts = torch.multinomial(self.rates, B * T, replacement=True, generator=generator)
-        return correct, contexts.view(B, T), torch.rand(B, T, generator=generator)
+        shape = len(correct), self.trials
+        contexts = torch.randint(self.contexts, shape, generator=generator)
+        return correct, contexts, torch.rand(shape, generator=generator)
 
     def evaluation_tasks(self, n, generator):
-        """Draws n tasks (n, C). Without a skew, contexts are sorted by how many others share their
-        correct action, which makes mode k comparable across tasks."""
-        correct = self.sample(n, generator)
-        shared = (correct[:, :, None] == correct[:, None]).sum(-1)
-        order = shared.argsort(dim=-1, descending=True, stable=True)
-        return correct if self.skew else correct.gather(-1, order)
+        """n times the same task (n, C), whatever the tie: contexts 1 and 2 share their correct
+        action, and each of the others has one of its own. Repeats make n blocks of it."""
+        return (torch.arange(self.contexts) - 1).clamp_min(0).expand(n, -1)
 
-    def permute_actions(self, correct, n, generator):
+    def repeats(self, correct, n, generator):
         """n repeats of each task (N, C), each with its actions permuted in the same way for all
         contexts: (N, n, C). This removes the order in which an agent happens to try actions, and
         keeps which contexts share a correct action."""
@@ -317,9 +355,9 @@ class ContextualBandit:
         return torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(J, 1) if J else None
 
     def evaluation_episodes(self, correct, n, generator):
-        """Draws n episodes a task: tasks with permuted actions (N, n, C), contexts and action noise
+        """Draws n repeats of each task (N, n, C) and an episode for each: contexts and action noise
         (N, n, T)."""
-        permuted = self.permute_actions(correct, n, generator)
+        permuted = self.repeats(correct, n, generator)
         _, contexts, action_noise = self.episodes(permuted.flatten(0, 1), generator)
         return permuted, contexts.unflatten(0, (-1, n)), action_noise.unflatten(0, (-1, n))
 
@@ -351,25 +389,29 @@ class ContextualBandit:
     def bayes_curve(self):
         """Expected J of the Bayes-optimal policy in each context before trial 0 … T: (T + 1, C).
 
-        J = E[min(n_t + 1, A)] / A,   n_t ~ Binomial(t, rate of the context)
+        J = E[min(n_t + 1, A)] / A,   n_t ~ Binomial(t, size of the context's group / C)
 
-        since each failure rules one action out (derived here). Choosing the likeliest is optimal.
+        since each failure in any context of a group rules one action out (derived here). It holds
+        for tasks in which these contexts do share their correct action.
         """
         n = torch.arange(self.trials + 1.0, dtype=torch.float64)
-        t, rates = n[:, None, None], self.rates.double()[:, None]           # (T + 1, 1, 1), (C, 1)
-        binomial = torch.distributions.Binomial(t, rates, validate_args=False)
+        rate = self.group.bincount()[self.group, None].double() / self.contexts         # (C, 1)
+        t = n[:, None, None]                                                # (T + 1, 1, 1)
+        binomial = torch.distributions.Binomial(t, rate, validate_args=False)
         chance = torch.where(n <= t, binomial.log_prob(n).exp(), 0)         # (T + 1, C, T + 1)
         return (chance * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
 class BayesAgent:
-    """The Bayes-optimal policy: uniform over the actions that can still be correct."""
+    """The Bayes-optimal policy: uniform over the actions that can still be correct in the context
+    or in one that is tied to it. All of them are equally likely, and each rules out one action if
+    it fails, so the choice that is best now is best for later, too."""
 
     def __init__(self, distribution):
-        self.size = distribution.contexts, distribution.actions
+        self.group, self.actions = distribution.group, distribution.actions
 
     def reset(self, n):
         """Starts n episodes."""
-        self.possible = torch.ones(n, *self.size)
+        self.possible = torch.ones(n, int(self.group[-1]) + 1, self.actions)        # (B, groups, A)
 
     def act(self, contexts):
         """Action probabilities in the contexts (B,) of the trial that is played: (B, A)."""
@@ -377,12 +419,12 @@ class BayesAgent:
 
     def probe(self, contexts):
         """Action probabilities in any contexts (B, Q), without effect: (B, Q, A)."""
-        possible = self.possible[torch.arange(len(contexts))[:, None], contexts]
+        possible = self.possible[torch.arange(len(contexts))[:, None], self.group[contexts]]
         return possible / possible.sum(-1, keepdim=True)
 
     def update(self, context, action, reward):
         """A failure rules its action out, and a success rules out all others; (B,) each."""
-        episode = torch.arange(len(context))
-        tried = one_hot(action, self.possible.shape[-1]).float()
-        left = self.possible[episode, context] * (1 - tried)
-        self.possible[episode, context] = torch.where(reward[:, None] > 0, tried, left)
+        episode, group = torch.arange(len(context)), self.group[context]
+        tried = one_hot(action, self.actions).float()
+        left = self.possible[episode, group] * (1 - tried)
+        self.possible[episode, group] = torch.where(reward[:, None] > 0, tried, left)
