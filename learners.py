@@ -48,9 +48,9 @@ def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, on
                    noise=0.0, generator=None):
     r"""Trains one linear network per target, with any number of layers.
 
-    L = 1/2 ||W - W_2 W_1||_F^2, the expected loss on white inputs up to the noise. The time
-    constant is 1 / lr steps. Online, each step sees instead one new trial, x ~ N(0, I) and y = W x
-    plus noise of this standard deviation.
+    L = 1/2 ||W - W_2 W_1||_F^2, the expected loss on white inputs up to the noise. One layer has
+    the time constant 1 / lr steps. Online, each step sees instead one new trial, x ~ N(0, I) and
+    y = W x plus noise of this standard deviation.
 
     target: (..., Dy, Dx). layers: initial weights, as from `init_layers`. eval_steps: increasing
     steps; training ends at the last. optimizer: called with the layers and lr. Returns the maps at
@@ -345,4 +345,5 @@ def describe(strength, time):
         staggering_ci=[low, high], lower_bound=unreached, late_staggering=late,
         late_lower_bound=unreached_late,
         within=staggering_within(strength, time).log().nanmean().exp().item(),
+        within_lower_bound=half_time(strength, time).isinf().any().item(),
         rank_correlation=correlation, rank_correlation_ci=correlation_ci)

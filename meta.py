@@ -207,21 +207,23 @@ def spaced_steps(first, last, count):
     return sorted({0, *spaced.round().int().tolist()})
 
 def train(model, distribution, steps, batch, generator, optimizers=None, checkpoint=None,
-          settings=None, snapshot=None):
+          snapshot=None):
     """The outer loop: trains a model on new tasks. Returns the snapshots, each with its "step".
 
     model: anything with loss(distribution, batch, generator, progress), progress from 0 to 1.
     optimizers: a list (default: `default_optimizers`); each group's own rate is its peak.
     checkpoint: a Path from which an interrupted call resumes exactly, if it was made with these
-    arguments, settings (a dict) and distribution. snapshot(step): a dict of tensors, taken at some
-    40 steps. Raises ValueError if the checkpoint is damaged or another call's, and
-    FloatingPointError if a loss or its gradient is not finite.
+    arguments. snapshot(step): a dict of tensors, taken at some 40 steps. Raises ValueError if the
+    checkpoint is damaged or another call's, and FloatingPointError if a loss or its gradient is not
+    finite.
     """
     optimizers = default_optimizers(model) if optimizers is None else optimizers
     peaks = [group["lr"] for each in optimizers for group in each.param_groups]
     fixed = torch.Generator().manual_seed(0)              # episodes tell distributions apart
     episodes = distribution.episodes(distribution.sample(8, fixed), fixed)
-    call = dict(settings or {}, steps=steps, batch=batch, rates=peaks, episodes=episodes)
+    size = sum(p.numel() for p in model.parameters())
+    call = torch.cat([torch.tensor([steps, batch, size, *peaks], dtype=torch.float64),
+                      *(part.flatten() for part in episodes)])
     first, snapshots = 0, []
     if checkpoint and checkpoint.exists():
         first, snapshots = load(checkpoint, call, model, optimizers, generator)
@@ -263,16 +265,12 @@ def load(path, call, model, optimizers, generator):
     """Restores what `save` saved. Returns the next step and the snapshots so far."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        there, episodes = state["call"], state["call"].pop("episodes")
+        there = state["call"]
     except Exception as error:                            # torch raises a dozen different ones
         raise ValueError(f"{path} is no checkpoint, or a damaged one: delete it") from error
-    differs = [f"{name} {there.get(name)} there, {value} here" for name, value in call.items()
-               if name != "episodes" and there.get(name) != value]
-    if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
-               for a, b in zip(episodes, call["episodes"])):
-        differs.append("the task distribution has changed")
-    if differs:
-        raise ValueError(f"{path} belongs to another run: {', '.join(differs)}")
+    if there.shape != call.shape or not torch.allclose(there, call, atol=1e-5):
+        raise ValueError(f"{path} belongs to another call: steps, batch, rates, the size of the "
+                         "model or the task distribution differ")
     model.load_state_dict(state["model"])
     for each, saved in zip(optimizers, state["optimizers"], strict=True):
         each.load_state_dict(saved)

@@ -24,10 +24,12 @@ import contextlib
 import csv
 import ctypes
 import hashlib
+import inspect
 import json
 import math
 import operator
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -44,7 +46,8 @@ import tasks
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 
 def setting(default, help, low=None, high=2 ** 31 - 1, choices=()):
-    """A field of a dataclass of settings, with its help and what is allowed."""
+    """A field of a dataclass of settings, an int, float, str or tuple of floats, with its help and
+    what is allowed."""
     return field(default=default, metadata=dict(
         help=help, low=low, high=high, choices=choices))
 
@@ -76,11 +79,9 @@ class Run:
     @classmethod
     def rules(cls):
         """Pairs of each field and what `setting` said of it. A family may change only defaults."""
-        said = {}
-        for base in reversed(cls.__mro__):
-            for name, each in vars(base).get("__dataclass_fields__", {}).items():
-                said[name] = each.metadata or said.get(name) or setting(None, "").metadata
-        return [(each, said[each.name]) for each in fields(cls)]
+        shared = {each.name: each.metadata for each in fields(Run)}
+        plain = setting(None, "").metadata
+        return [(each, each.metadata or shared.get(each.name, plain)) for each in fields(cls)]
 
     def __post_init__(self):
         convert = {int: operator.index, float: float, str: str,
@@ -93,7 +94,7 @@ class Run:
                 numbers = np.atleast_1d(0 if low is None else value)
                 valid = value in choices if choices else numbers.size and all(
                     (low or 0) <= x <= high for x in numbers)
-            except (TypeError, ValueError):
+            except (KeyError, TypeError, ValueError):
                 valid = False
             if not valid:
                 allowed = " or ".join(choices) or f"{each.type.__name__} from {low} to {high}"
@@ -133,12 +134,13 @@ class LinReg(Run):
     outer_steps: int = 3600
     muon_lr: float = 0.045
     adam_lr: float = 0.006
-    skew: float = setting(0.0, "column k of a task has variance k^(-2 skew)", low=-1, high=1)
+    skew: float = setting(0.0, "how the variance of column k falls: as k^(-2 skew)", low=-1, high=1)
     singular_values: tuple = setting((1.1, 0.8, 0.6, 0.4, 0.2),
                                      "singular values of the evaluation tasks", low=POSITIVE)
     noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
     learner_repeats: int = setting(32, "repeats of the Learner for each task", low=1)
-    learner_lr: float = setting(0.02, "step size of the Learner", low=POSITIVE)
+    learner_lr: float = setting(0.02, "step size of the Learner; from an initial gain c above 1, "
+                                "c steps of 1/c the size count as one", low=POSITIVE)
     learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
     learner_hidden: int = setting(64, "hidden units of the Learner", low=1)
     init_std: float = setting(0.01, "the Learner's weights start at N(0, this^2)", low=POSITIVE)
@@ -161,10 +163,15 @@ def linreg(config, checkpoint=None):
         """Trains a linear network with the step size that its gain allows, and adds its law."""
         target, slower = repeats[:, :layers[0].shape[1]], max(1.0, gain)
         maps = learners.linear_network(target, layers, lr / slower, steps.tolist(), **online)
-        column = distribution.columns(target) if target.shape == repeats.shape else None
-        results.add(system, label, "trials" if online else "steps", steps / slower,
+        column = distribution.columns(target) if target.shape[1] > 1 else None
+        time = steps if online else steps / slower
+        results.add(system, label, "trials" if online else "steps", time,
                     distribution.strength(maps, target), column)
-        results[f"{system}/theory_half_times"] = learners.gain_half_times(s, gain) / lr
+        if len(layers) == 2 and not online:
+            results[f"{system}/gain"] = gain
+            results[f"{system}/theory_half_times"] = learners.gain_half_times(s, gain) / lr
+        if target.shape[1] == 1:
+            results[f"{system}/theory"] = learners.gain_law(s, gain, lr * time) / s
 
     results.log("Learners: a small start, torch's default start, one layer, online")
     for system, label, widths, std_, gain, online in (
@@ -178,7 +185,6 @@ def linreg(config, checkpoint=None):
         add_learner(system, label, layers, gain,
                     **online and dict(online, noise=config.noise, generator=generator))
     results["one_layer/theory"] = -torch.expm1(-lr * steps[:, None]).expand(-1, dim)
-    del results["one_layer/theory_half_times"], results["online/theory_half_times"]
 
     results.log("the Learner's dial: layers with a product of zero and a given gain")
     for gain in GAINS:                                    # all repeats are alike, so one is enough
@@ -215,7 +221,8 @@ class NonlinReg(Run):
     muon_lr: float = 0.06
     trials: int = 40
     eval_tasks: int = 8
-    skew: float = setting(0.0, "frequency k of a task has variance k^(-2 skew)", low=-1, high=1)
+    skew: float = setting(0.0, "how the variance of frequency k falls: as k^(-2 skew)",
+                          low=-1, high=1)
     n_frequencies: int = setting(5, "the task distribution has frequencies 1 to this", low=2)
     noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
     encoder_width: int = setting(64, "ReLU units before the LSTM, 0 for none", low=0)
@@ -476,7 +483,7 @@ def measure_both_loops(results, distribution, W, model, bayes, checkpoint=None):
     snapshots = meta.train(
         model, distribution, steps=config.outer_steps, batch=config.batch, optimizers=optimizers,
         generator=generator_for(config, "tasks"), checkpoint=checkpoint,
-        settings=config.identity(), snapshot=snapshot)
+        snapshot=snapshot)
     for name in "step", "score", "strength":
         results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
 
@@ -502,7 +509,7 @@ def format_number(value, lower_bound=False):
 def table(results):
     """The most important numbers of a run as text."""
     summary, K = results.summary, len(results["modes"])
-    lines = ["Half-time of each mode (-: not reached); index: latest over earliest (>: at least),",
+    lines = ["Half-time of each mode (-: undefined); index: latest over earliest (>: at least),",
              "of averages over repeats [+- 2 standard errors], the same at strength 0.9, by column",
              f"and within a repeat; rank correlation between repeats\n\n{'':30}"
              f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}at 0.9 column within rank c."]
@@ -513,7 +520,8 @@ def table(results):
                                each, name, bound in (
             (row, "staggering", "lower_bound"), (row, "late_staggering", "late_lower_bound"),
             (row.get("by_column", {}), "staggering", "lower_bound")))
-        within, correlation = map(format_number, (row["within"], row["rank_correlation"]))
+        within = format_number(row["within"], row["within_lower_bound"])
+        correlation = format_number(row["rank_correlation"])
         lines.append(f"{'{} ({})'.format(*results[f'{system}/label']):30}{half_times}  "
                      f"{f'{index} [{low}, {high}]':20}{late:>6}{column:>7}{within:>7}"
                      f"{correlation:>8}")
@@ -521,7 +529,7 @@ def table(results):
                  "trial over Bayes': {}".format(summary["score"], *summary["score_ci"],
                                                 format_number(summary["last_excess"])))
     if math.isnan(summary["last_excess"]):
-        lines.append("At the last trial Bayes is perfect, so the ratio of excesses is undefined.")
+        lines.append("At the last trial the excess of Bayes is not measurably above 0: no ratio.")
     if abs(getattr(results.config, "skew", 0)) > 0.5:
         lines.append("At this skew the evaluation tasks are far out of the task distribution.")
     if K == 1:
@@ -544,7 +552,7 @@ def panel(results, system, by_column=False):
                 else results["modes"],
                 theory=None if by_column else results.get(f"{system}/theory"),
                 theory_half_times=results.get(f"{system}/{theory}"), axes=dict(xlabel=unit),
-                log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 1e-3)
+                log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0.01 * time[-1])
 
 def figures(results):
     """All figures of a run by name."""
@@ -555,7 +563,7 @@ def figures(results):
                   by_trial=clocks if "online" in systems else ())
     panels = {name: [panel(results, system) for system in systems if system in group]
               for name, group in groups.items()}
-    if "meta/column" in results:                          # the thesis: whose order is it?
+    if "learner/column" in results:                       # the thesis: whose order is it?
         panels["order"] = [panel(results, system, by_column) for by_column in (False, True)
                            for system in compared]
         panels["one_step"] = [panel(results, system, by_column=True)
@@ -584,23 +592,23 @@ def figures(results):
     return drawn
 
 def gain_panel(results):
-    """The Learner's dial: its index against its gain, in theory and measured."""
-    s, config = torch.tensor(sorted(results.config.singular_values, reverse=True)), results.config
-    rows, gains = results.summary["systems"], torch.logspace(-3, 2, 100)
-    half_times = torch.stack([learners.gain_half_times(s, gain) for gain in gains.tolist()])
-    size = len(s), config.learner_hidden
-    points = dict(x=list(GAINS), y=[rows[f"gain_{gain:g}"]["staggering"] for gain in GAINS])
-    ordinary = [dict(x=[learners.expected_gain(*size, std)], y=[rows[system]["staggering"]],
-                     label=label, marker=marker, ls="", ms=11, color=color)
-                for system, std, label, marker, color in (
-                    ("learner", config.init_std, "Learner's start", "D", "tab:orange"),
-                    ("default_start", None, "torch's default start", "^", "tab:blue"))]
-    return dict(curves=[dict(x=gains, y=half_times[:, -1] / half_times[:, 0], label="theory",
-                             color="black", ls="--"),
-                        dict(points, label="product zero", marker="o", ls="", ms=9, color="0.4"),
-                        *ordinary],
-                axes=dict(title="A Learner's order comes from its start",
-                          xlabel="initial gain", ylabel="staggering index", xscale="log"))
+    """The Learner's dial: its index against its gain, in theory and measured; no lower bounds."""
+    s = torch.tensor(sorted(results.config.singular_values, reverse=True))
+    gains, systems = torch.logspace(-3, 2, 100), results.summary["systems"]
+    half_times = learners.gain_half_times(s, gains[:, None])                # (100, K)
+    curves = [dict(x=gains, y=half_times[:, -1] / half_times[:, 0], label="theory", color="black",
+                   ls="--")]
+    looks = dict(learner=("D", plots.shade(0)), default_start=("^", plots.shade(1)))
+    for system, row in systems.items():
+        if f"{system}/gain" in results and not row["lower_bound"]:
+            index, (low, high) = row["staggering"], row["staggering_ci"]
+            marker, color = looks.get(system, ("o", "0.4"))
+            curves.append(dict(
+                x=[results[f"{system}/gain"]], y=[index], yerr=[[index - low], [high - index]],
+                label="_" * (system not in looks) + results[f"{system}/label"][0], ls="", ms=10,
+                marker=marker, color=color))
+    return dict(curves=curves, axes=dict(title="Circles: layers with a product of zero",
+                xlabel="initial gain", ylabel="staggering index", xscale="log"))
 
 # ---------------------------------------------------------------- the folder of a run
 def run(config, folder=None, fresh=False):
@@ -641,17 +649,17 @@ def open_folder(config, folder=None, fresh=False):
         return folder
     differs = [f"{name} {there.get(name)} there, {value} here"
                for name, value in here.items() if name != "code" and there.get(name) != value]
-    changed = [name for name, digest in here["code"].items() if there["code"].get(name) != digest]
+    if not (folder / "results.npz").exists():             # a finished run may be of other code
+        differs += changed_since(there, here)
     if differs:
         raise ValueError(f"{folder} holds another run ({', '.join(differs)}); choose another "
                          "folder, or replace that run with --fresh (fresh=True)")
-    if changed and not (folder / "results.npz").exists():
-        raise ValueError(f"{folder} was begun before {', '.join(changed)} changed, and cannot be "
-                         "resumed; replace it with --fresh (fresh=True)")
-    if changed:
-        print(f"Warning: {folder} was made before {', '.join(changed)} changed; --fresh replaces "
-              "it", file=sys.stderr)
     return folder
+
+def changed_since(there, here):
+    """Which files of the code differ between two contents of config.json, in words."""
+    return [f"{name} changed since" for name, digest in here["code"].items()
+            if there["code"].get(name) != digest]
 
 def read_config(folder):
     """What config.json of a run says. Raises ValueError if there is none of ours."""
@@ -659,31 +667,43 @@ def read_config(folder):
         config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
         if {"family", "seed", "code"} <= set(config):
             return config
-    raise ValueError(f"{folder} has no config.json of this metadyn; choose an empty or new folder")
+    raise ValueError(f"{folder} holds no run of this metadyn; a new one needs an empty or new "
+                     "folder")
 
 def code_version(config):
     """A digest of each file that makes the numbers of a run, comments and docstrings aside."""
     files = {module.__file__ for module in (tasks, learners, meta)} | {__file__}
-    files |= {getattr(sys.modules.get(type(config).__module__), "__file__", __file__)}
+    own = getattr(sys.modules.get(type(config).__module__), "__file__", "")
+    sources = {Path(path).name: Path(path).read_text(encoding="utf-8")
+               for path in files | {own} if Path(path).is_file()}
+    if not Path(own).is_file():                           # a family of a notebook
+        with contextlib.suppress(OSError, TypeError):
+            sources["the experiment"] = textwrap.dedent(inspect.getsource(config.experiment))
     digests = {}
-    for path in map(Path, files):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for name, source in sources.items():
+        tree = ast.parse(source)
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 node.value = ast.Constant(None)           # a docstring
-        digests[path.name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+        digests[name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
     return digests
 
 def load(folder):
-    """The Results of a finished run. Raises ValueError if there is none."""
-    settings, path = read_config(folder), Path(folder, "results.npz")
-    family, _ = settings.pop("family"), settings.pop("code")
+    """The Results of a finished run, with a warning if the code has changed since. Raises
+    ValueError if there is none."""
+    there, path = read_config(folder), Path(folder, "results.npz")
+    settings = {name: there[name] for name in there if name not in ("family", "code")}
     try:
-        cls = {cls.experiment.__name__: cls for cls in Run.__subclasses__()}[family]
+        families = {cls.experiment.__name__: cls for cls in Run.__subclasses__()}
+        config = families[there["family"]](**settings)
         with np.load(path) as arrays:
-            return Results(cls(**settings), **arrays)
+            results = Results(config, **arrays)
     except Exception as error:                            # zipfile and numpy raise many kinds
         raise ValueError(f"{path} is missing, damaged or of another metadyn: {error}") from error
+    if changed := changed_since(there, dict(code=code_version(config))):
+        print(f"Warning: {folder}: {', '.join(changed)} it was run; --fresh runs it again",
+              file=sys.stderr)
+    return results
 
 def write_json(path, values):
     """Writes JSON atomically, with null for inf and nan."""
@@ -718,7 +738,7 @@ def flatten(values, path=""):
     if isinstance(values, list):
         values = dict(enumerate(values, 1))
     if not isinstance(values, dict):
-        return {path.removeprefix("/"): math.nan if values is None else float(values)}
+        return {path.removeprefix("/"): float(values)}
     return {name: value for key, part in values.items()
             for name, value in flatten(part, f"{path}/{key}").items()}
 
@@ -729,10 +749,10 @@ def compare(folders, out=None):
     overwritten."""
     columns, runs, configs = ["run", "number", "mean", "sd"], {}, {}
     for folder in folders:
-        config, text = load(folder).config, Path(folder, "summary.json").read_text("utf-8")
-        name = replace(config, seed=0).name()
-        configs[name] = config
-        runs.setdefault(name, {})[config.seed] = flatten(json.loads(text))
+        results = load(folder)
+        name = replace(results.config, seed=0).name()
+        configs[name] = results.config
+        runs.setdefault(name, {})[results.config.seed] = flatten(results.summary)
     seeds = sorted({seed for by_seed in runs.values() for seed in by_seed})
     rows, lines = [], [f"{'':56}mean +- standard deviation over seeds"]
     for run, by_seed in runs.items():
@@ -751,10 +771,11 @@ def compare(folders, out=None):
     if out:
         path = Path(out, "overview.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.read_text("utf-8").startswith(",".join(columns)):
-            raise ValueError(f"{path} is not of metadyn; choose another folder")
+        ours = path.exists() and path.read_text("utf-8").startswith(",".join(columns))
+        if not ours and (path.exists() or Path(out, "dials.png").exists()):
+            raise ValueError(f"{out} holds an overview.csv or dials.png that is not of metadyn")
         write_csv(path, columns + [f"seed{seed}" for seed in seeds], rows)
-        means = {(row[0], row[1]): row[2] for row in rows}
+        means = {run: {row[1]: row[2] for row in rows if row[0] == run} for run in runs}
         plots.lines(dial_panels(configs, means), "mean over seeds").savefig(Path(out, "dials.png"))
     return "\n".join(lines)
 
@@ -768,13 +789,13 @@ def dial_panels(configs, means):
             title=family, xlabel="mode (linreg: column)", ylabel="half-time (trials)")))
         dial = getattr(config, "tied", getattr(config, "skew", 0))
         for system, label, line in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
-            numbers = {number.removeprefix(f"systems/{system}/"): mean
-                       for (run, number), mean in means.items() if run == name}
-            half_times = [numbers.get(f"by_column/{number}", mean) for number, mean
-                          in numbers.items() if number.startswith("half_times/")]
+            path = f"systems/{system}/by_column/half_times/"
+            if path + "1" not in means[name]:
+                path = path.replace("by_column/", "")
+            half_times = [mean for number, mean in means[name].items() if number.startswith(path)]
             panel["curves"].append(dict(
                 x=np.arange(1, len(half_times) + 1), y=half_times, ls=line, marker="o",
-                label=f"{label}, {dial:g}", color=plots.shade((dial + 1) / 3)))
+                label=f"{label}, {name}", color=plots.shade((dial + 1) / 3)))
     return list(panels.values())
 
 def make_parser():
@@ -826,7 +847,9 @@ def main(words=None):
     try:
         run(config, folder)
         return 0
-    except (FloatingPointError, OSError, ValueError, torch.cuda.OutOfMemoryError) as error:
+    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise                                         # a mistake of ours
         print(f"\nmetadyn.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ overlapping curves stay distinguishable. Theory is dashed. This file imports non
 you can copy it alone. It reads no files and has no styles or interaction.
 """
 import io
+import textwrap
 
 import numpy as np
 from matplotlib import colormaps, figure
@@ -84,7 +85,7 @@ def dynamics(panels, caption=""):
     panels: dicts with the arguments of `draw_modes`, title, and optionally log (a logarithmic time
     axis) and axes (a dict for Axes.set, for example with xlabel; default: an axis for strengths).
     """
-    columns, words = min(3, len(panels)), set()
+    columns, words, explained = min(3, len(panels)), set(), [()]
     drawn, grid = new_figure(columns, -(-len(panels) // columns))
     for ax in grid.flat[len(panels):]:
         ax.remove()
@@ -98,26 +99,31 @@ def dynamics(panels, caption=""):
         ylabel = "" if i % columns else "mode strength"
         ax.set(title=title, **dict(ylabel=ylabel, xmargin=0) | axes)
         if log:
-            ax.set_xscale("log")
+            ax.set_xscale("symlog", linthresh=panel["time"][1])         # step 0 is shown, too
             ax.xaxis.set_major_formatter("{x:g}")
-        # a legend at the end of the first row, and wherever the labels change
-        changed = i + 1 == columns or list(panel["labels"]) != list(panels[i - 1]["labels"])
-        if changed and len(panel["labels"]) > 1:
+        # a legend at the end of a row, or where the labels change, unless it stands above
+        labels, following = list(panel["labels"]), panels[i + 1:i + 2]
+        ends = (i + 1) % columns == 0 or not following or list(following[0]["labels"]) != labels
+        if ends and len(labels) > 1 and labels != explained[-1]:
+            explained.append(labels)
             ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5))
-    drawn.supxlabel(" · ".join([caption] * bool(caption) + sorted(words, reverse=True)),
-                    fontsize=12, color=GREY)
+    add_caption(drawn, " · ".join([caption] * bool(caption) + sorted(words, reverse=True)))
     return drawn
+
+def add_caption(drawn, caption):
+    """Writes a caption below a figure, in as many lines as it needs."""
+    lines = textwrap.wrap(caption, int(11 * drawn.get_figwidth()))
+    drawn.supxlabel("\n".join(lines), fontsize=12, color=GREY)
 
 def lines(panels, caption=""):
     """Curves on logarithmic y axes, one panel each: panels are dicts of curves, a list of dicts for
-    Axes.plot with x and y, and axes, a dict for Axes.set."""
+    Axes.errorbar with x and y, and axes, a dict for Axes.set."""
     drawn, grid = new_figure(len(panels))
     for ax, panel in zip(grid.flat, panels):
         for curve in panel["curves"]:
-            curve = dict(curve)
-            ax.plot(curve.pop("x"), curve.pop("y"), **dict(lw=2, mec="black") | curve)
+            ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
         ax.set(yscale="log", yticks=[1, 2, 3, 5, 10], yticklabels=[1, 2, 3, 5, 10], **panel["axes"])
         ax.minorticks_off()
         ax.legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
-    drawn.supxlabel(caption, fontsize=12, color=GREY)
+    add_caption(drawn, caption)
     return drawn

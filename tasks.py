@@ -123,36 +123,31 @@ class Bayes:
     def __init__(self, distribution):
         self.distribution = distribution
 
-    def posterior(self, x, y):
-        """Returns all means M (B, T + 1, Dy, F) and covariances P (B, T + 1, F, F)."""
+    def maps(self, x, y):
+        """Posterior means of W before each trial and after the last: (B, T + 1, Dy, F)."""
         phi, y = self.distribution.features(x.double()), y.double()
         variance = max(self.distribution.noise, 1e-6) ** 2
         identity = torch.eye(phi.shape[-1]).to(phi)
         P = (self.distribution.weight_var.to(phi) * identity).expand(len(x), -1, -1)
-        M = phi.new_zeros(len(x), y.shape[-1], phi.shape[-1])
-        means, covariances = [M], [P]
+        means = [phi.new_zeros(len(x), y.shape[-1], phi.shape[-1])]
         for t in range(x.shape[1]):
             p = phi[:, t, :, None]                                          # (B, F, 1)
             g = P @ p / (p.mT @ P @ p + variance)
-            M = M + (y[:, t, :, None] - M @ p) @ g.mT
+            means.append(means[-1] + (y[:, t, :, None] - means[-1] @ p) @ g.mT)
             kept = identity - g @ p.mT
             P = kept @ P @ kept.mT + variance * g @ g.mT
-            means.append(M)
-            covariances.append(P)
-        return torch.stack(means, 1), torch.stack(covariances, 1)
+        return torch.stack(means, 1)
 
     def predict(self, x, y):
-        """Posterior mean of y_t before it is seen: (B, T, Dy)."""
-        M, _ = self.posterior(x, y)
+        """Its guess at y_t before it is seen: (B, T, Dy)."""
         phi = self.distribution.features(x.double())
-        return (M[:, :-1] @ phi[..., None])[..., 0].to(x)
+        return (self.maps(x, y)[:, :-1] @ phi[..., None])[..., 0].to(x)
 
     def probe(self, x, y, xq):
-        """Posterior mean at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
-        M, _ = self.posterior(x, y)
-        return (self.distribution.features(xq.double()) @ M.mT).to(x)
+        """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
+        return (self.distribution.features(xq.double()) @ self.maps(x, y).mT).to(x)
 
-class OneStep:
+class OneStep(Bayes):
     r"""One gradient step from zero on all trials so far, with the best rate for each column:
     W_hat_t = sum_{i < t} y_i x_i^T diag(g_t),
     g_{t,k} = v_k / ((t + 1) v_k + sum_j v_j + noise^2).
@@ -163,28 +158,17 @@ class OneStep:
     al. 2023). The mean strength of a column is t g_{t,k}, however strong it is.
     """
 
-    def __init__(self, distribution):
-        self.v, self.noise = distribution.weight_var, distribution.noise
-
     def maps(self, x, y):
         """W_hat before each trial and after the last: (B, T + 1, Dy, Dx)."""
-        v, t = self.v.to(x), torch.arange(x.shape[1] + 1)[:, None].to(x)
-        g = v / ((t + 1) * v + v.sum() + self.noise ** 2)                   # (T + 1, Dx)
-        products = (y[..., None] * x[..., None, :]).cumsum(1)               # (B, T, Dy, Dx)
-        products = torch.cat([torch.zeros_like(products[:, :1]), products], 1)
-        return products * g[:, None]
-
-    def predict(self, x, y):
-        """Its guess at y_t before it is seen: (B, T, Dy)."""
-        return (self.maps(x, y)[:, :-1] @ x[..., None])[..., 0]
-
-    def probe(self, x, y, xq):
-        """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
-        return xq @ self.maps(x, y).mT
+        v, t = self.distribution.weight_var, torch.arange(x.shape[1] + 1)[:, None]
+        g = v / ((t + 1) * v + v.sum() + self.distribution.noise ** 2)      # (T + 1, Dx)
+        products = (y[..., None] * x[..., None, :]).double().cumsum(1)      # (B, T, Dy, Dx)
+        return torch.nn.functional.pad(products, (0, 0, 0, 0, 1, 0)) * g[:, None]
 
     def half_times(self):
         """When the mean strength of each column reaches 1/2, in trials: (K,)."""
-        return 1 + (self.v.sum() + self.noise ** 2) / self.v
+        v = self.distribution.weight_var
+        return 1 + (v.sum() + self.distribution.noise ** 2) / v
 
 # ---------------------------------------------------------------- linear regression
 class LinearRegression(FeatureRegression):
@@ -268,8 +252,8 @@ class FourierRegression(FeatureRegression):
         return torch.cat([phase.cos(), phase.sin()], -1)
 
     def waves(self, f, x, W):
-        """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at points (Q, 1):
-        (R, N, E, K)."""
+        """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at points
+        (Q, 1): (R, N, E, K)."""
         return self.strength(self.fit(f[..., None], x)[0], W[:, None])
 
     def inputs(self, n, generator):
