@@ -102,16 +102,12 @@ class Run:
             setattr(self, each.name, value)
         available_device(self.device)
 
-    def identity(self):
-        """What makes this run another one, by name: all settings but the device."""
-        return {name: value for name, value in vars(self).items() if name != "device"}
-
     def name(self):
         """The family and what differs from its defaults or from its quick version, whichever is
         nearer: "linreg-quick-noise0.2-seed1"."""
         def differs(base):
-            return [f"-{name}{'_'.join(map(str, np.atleast_1d(value)))}" for name, value
-                    in reversed(self.identity().items()) if value != base.identity()[name]]
+            return [f"-{name}{'_'.join(map(str, np.atleast_1d(value)))}" for name, value in
+                    reversed(vars(self).items()) if value != vars(base)[name] and name != "device"]
 
         words = [differs(type(self)()), ["-quick"] + differs(self.quick())]
         return self.experiment.__name__ + "".join(min(words, key=len))
@@ -637,8 +633,9 @@ def open_folder(config, folder=None, fresh=False):
     touched. Returns its Path. Raises ValueError and OSError."""
     folder = Path(folder or f"runs/{config.name()}")
     folder.mkdir(parents=True, exist_ok=True)
-    here = dict(family=config.experiment.__name__, **json.loads(json.dumps(config.identity())),
+    here = dict(vars(config), family=config.experiment.__name__, device="auto",
                 code=code_version(config))
+    here = json.loads(json.dumps(here))                   # lists for tuples, as in the file
     empty = all(file.name == "unfinished-config.json" for file in folder.iterdir())
     there = here if empty else read_config(folder)
     if fresh:
@@ -650,16 +647,15 @@ def open_folder(config, folder=None, fresh=False):
     differs = [f"{name} {there.get(name)} there, {value} here"
                for name, value in here.items() if name != "code" and there.get(name) != value]
     if not (folder / "results.npz").exists():             # a finished run may be of other code
-        differs += changed_since(there, here)
+        differs += [f"{name} changed since" for name in changed_files(there, here)]
     if differs:
         raise ValueError(f"{folder} holds another run ({', '.join(differs)}); choose another "
                          "folder, or replace that run with --fresh (fresh=True)")
     return folder
 
-def changed_since(there, here):
-    """Which files of the code differ between two contents of config.json, in words."""
-    return [f"{name} changed since" for name, digest in here["code"].items()
-            if there["code"].get(name) != digest]
+def changed_files(there, here):
+    """Which files of the code differ between two contents of config.json."""
+    return [name for name, digest in here["code"].items() if there["code"].get(name) != digest]
 
 def read_config(folder):
     """What config.json of a run says. Raises ValueError if there is none of ours."""
@@ -700,9 +696,9 @@ def load(folder):
             results = Results(config, **arrays)
     except Exception as error:                            # zipfile and numpy raise many kinds
         raise ValueError(f"{path} is missing, damaged or of another metadyn: {error}") from error
-    if changed := changed_since(there, dict(code=code_version(config))):
-        print(f"Warning: {folder}: {', '.join(changed)} it was run; --fresh runs it again",
-              file=sys.stderr)
+    if changed := changed_files(there, dict(code=code_version(config))):
+        print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it "
+              "again", file=sys.stderr)
     return results
 
 def write_json(path, values):

@@ -388,7 +388,8 @@ class ContextualBandit:
 class BayesAgent:
     """The Bayes-optimal policy: uniform over the actions that can still be correct in the context
     or in one that is tied to it. All of them are equally likely, and each rules out one action if
-    it fails, so the choice that is best now is best for later, too."""
+    it fails, so the choice that is best now is best for later, too. Its calls are those of
+    `ContextualBandit`."""
 
     def __init__(self, distribution):
         self.group, self.actions = distribution.group, distribution.actions
