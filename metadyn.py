@@ -754,7 +754,8 @@ def compare(folders, out=None):
     for run, by_seed in runs.items():
         for number in next(iter(by_seed.values())):
             values = [numbers.get(number, math.nan) for numbers in by_seed.values()]
-            mean, sd = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else math.nan
+            several = len(values) > 1 and np.isfinite(values).all()
+            mean, sd = np.mean(values), np.std(values, ddof=1) if several else math.nan
             rows.append([run, number, mean, sd, *(
                 by_seed.get(seed, {}).get(number, math.nan) for seed in seeds)])
             _, system, measure = f"//{number}".rsplit("/", 2)
