@@ -594,16 +594,17 @@ def gain_panel(results):
     half_times = learners.gain_half_times(s, gains[:, None])                # (100, K)
     curves = [dict(x=gains, y=half_times[:, -1] / half_times[:, 0], label="theory", color="black",
                    ls="--")]
-    looks = dict(learner=("D", plots.shade(0)), default_start=("^", plots.shade(1)))
+    looks = dict(learner=("D", plots.shade(0), "Learner's start"), gain_1=(
+        "o", "0.4", "layers with a product of zero"), default_start=(
+        "^", plots.shade(1), "torch's default start"))
     for system, row in systems.items():
         if f"{system}/gain" in results and not row["lower_bound"]:
             index, (low, high) = row["staggering"], row["staggering_ci"]
-            marker, color = looks.get(system, ("o", "0.4"))
+            marker, color, label = looks.get(system, ("o", "0.4", "_"))
             curves.append(dict(
                 x=[results[f"{system}/gain"]], y=[index], yerr=[[index - low], [high - index]],
-                label="_" * (system not in looks) + results[f"{system}/label"][0], ls="", ms=10,
-                marker=marker, color=color))
-    return dict(curves=curves, axes=dict(title="Circles: layers with a product of zero",
+                label=label, ls="", ms=10, marker=marker, color=color, zorder=3 + (marker != "o")))
+    return dict(curves=curves, axes=dict(title="The larger the initial gain, the smaller the index",
                 xlabel="initial gain", ylabel="staggering index", xscale="log"))
 
 # ---------------------------------------------------------------- the folder of a run

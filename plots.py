@@ -32,10 +32,10 @@ def shade(x):
     """A colour of viridis, without its palest end, for x from 0 (darkest) to 1."""
     return colormaps["viridis"](0.82 * np.asarray(x))
 
-def new_figure(columns, rows=1):
+def new_figure(columns, rows=1, height=3.3):
     """A white figure and its axes (rows, columns), 10 inches wide, or 6 for a single panel: shown
     at 830 pixels, 12-point text of the wide one is 14 pixels high."""
-    drawn = Figure(figsize=(10 if columns > 1 else 6, 3.3 * rows), dpi=120, layout="constrained")
+    drawn = Figure(figsize=(10 if columns > 1 else 6, height * rows), dpi=120, layout="constrained")
     panels = drawn.subplots(rows, columns, squeeze=False)
     for ax in panels.flat:
         ax.spines[["top", "right"]].set_visible(False)
@@ -118,12 +118,12 @@ def add_caption(drawn, caption):
 def lines(panels, caption=""):
     """Curves on logarithmic y axes, one panel each: panels are dicts of curves, a list of dicts for
     Axes.errorbar with x and y, and axes, a dict for Axes.set."""
-    drawn, grid = new_figure(len(panels))
+    drawn, grid = new_figure(len(panels), height=5)
     for ax, panel in zip(grid.flat, panels):
         for curve in panel["curves"]:
             ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
         ax.set(yscale="log", yticks=[1, 2, 3, 5, 10], yticklabels=[1, 2, 3, 5, 10], **panel["axes"])
         ax.minorticks_off()
-        ax.legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     add_caption(drawn, caption)
     return drawn
