@@ -143,7 +143,8 @@ class LinReg(Run):
     converged_episodes: int = setting(64, "episodes of each task for the converged Learner", low=1)
 
     QUICK = dict(singular_values=(1.1, 0.4), trials=8, hidden=48, layers=1, batch=64,
-                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=600)
+                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=600,
+                 learner_repeats=16, converged_episodes=16)
 
 def linreg(config, checkpoint=None):
     """The experiment on linear regression. Returns Results."""
