@@ -22,13 +22,25 @@ import functools
 import math
 
 import torch
-from torch.nn.functional import one_hot
 
-def finite(values):
-    """Returns the values. Raises FloatingPointError if one is not finite: the Learner diverged."""
-    if not values.isfinite().all():
+# ---------------------------------------------------------------- the loop of all Learners
+@torch.enable_grad()
+def gradient_descent(parameters, loss, measure, lr, eval_steps, optimizer=torch.optim.SGD):
+    """Trains parameters and returns what measure() gives at increasing steps, (R, ...); training
+    ends at the last. loss(step) is the sum of the losses of all systems, so none influences
+    another. optimizer is called with the parameters and lr. Raises FloatingPointError if it
+    diverges."""
+    opt, place = optimizer(parameters, lr=lr), {step: i for i, step in enumerate(eval_steps)}
+    measured = torch.stack([measure().detach()] * len(place))       # in one piece, to save memory
+    for step in range(eval_steps[-1] + 1):
+        if step in place:                           # before the update, so step 0 is the start
+            measured[place[step]] = measure().detach()
+        opt.zero_grad()
+        loss(step).backward()
+        opt.step()
+    if not measured.isfinite().all():
         raise FloatingPointError("the Learner diverged; a smaller learning rate may help")
-    return values
+    return measured
 
 # ---------------------------------------------------------------- linear networks
 def init_weight(shape, fan_in, generator, dtype=None):
@@ -43,57 +55,35 @@ def init_layers(batch, widths, generator, std=None, dtype=None):
         return [init_weight(shape, shape[-1], generator, dtype) for shape in shapes]
     return [std * torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
 
-@torch.enable_grad()
-def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, online=False,
-                   noise=0.0, generator=None):
+def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, inputs=None,
+                   online=False, noise=0.0, generator=None):
     r"""Trains one linear network per target, with any number of layers.
 
     L = 1/2 ||W - W_2 W_1||_F^2, the expected loss on white inputs up to the noise. One layer has
-    the time constant 1 / lr steps. Online, each step sees instead one new trial, x ~ N(0, I) and
+    the time constant 1 / lr steps. On given inputs X, the target is Y and
+    L = 1/2 ||Y - W_2 W_1 X||_F^2. Online, each step sees instead one new trial, x ~ N(0, I) and
     y = W x plus noise of this standard deviation.
 
-    target: (..., Dy, Dx). layers: initial weights, as from `init_layers`. eval_steps: increasing
-    steps; training ends at the last. optimizer: called with the layers and lr. Returns the maps at
-    these steps (R, ..., Dy, Dx). Raises FloatingPointError if it diverges.
+    target: (..., Dy, Dx or G). layers: initial weights, as from `init_layers`. inputs: (..., Dx,
+    G). lr, eval_steps, optimizer: see `gradient_descent`. Returns the maps (R, ..., Dy, Dx).
     """
     layers = [layer.detach().clone().requires_grad_() for layer in layers]
-    opt, recorded, maps = optimizer(layers, lr=lr), set(eval_steps), []
-    for step in range(eval_steps[-1] + 1):
-        product = layers[0]
+
+    def product():
+        W = layers[0]
         for layer in layers[1:]:
-            product = layer @ product
-        if step in recorded:                        # before the update, so step 0 is the start
-            maps.append(product.detach().clone())
-        error = target - product
+            W = layer @ W
+        return W
+
+    def loss(step):
+        error = target - (product() if inputs is None else product() @ inputs)
         if online:
             x, eps = (torch.randn(*shape[:-1], 1, generator=generator, dtype=target.dtype)
                       for shape in (target.mT.shape, target.shape))         # (..., Dx or Dy, 1)
             error = error @ x + noise * eps
-        opt.zero_grad()
-        (0.5 * error.square().sum()).backward()           # a sum keeps the networks independent
-        opt.step()
-    return finite(torch.stack(maps))
+        return 0.5 * error.square().sum()
 
-def converged_linear_network(x, y, trials, layers, steps=500):
-    """Trains a two-layer linear network to convergence on the first t trials of each episode, for
-    each t in `trials` (Q,): L = 1/2 sum_{i < t} ||y_i - W_2 W_1 x_i||^2. Each step is as large as
-    the local curvature allows: the Hessian's largest eigenvalue is at most
-    ||X X^T|| (||W_1||^2 + ||W_2||^2) + ||dL/d(W_2 W_1)||, so no network diverges (ours). Nesterov
-    momentum makes weak modes converge in `steps`, too.
-    x: (..., T, Dx); y: (..., T, Dy); layers: two, (Q, ..., out, in). Returns (Q, ..., Dy, Dx)."""
-    xx, yx = (torch.stack([z[..., :t, :].mT @ x[..., :t, :] for t in trials]) for z in (x, y))
-    W1, W2 = layers
-    largest = torch.linalg.matrix_norm(xx, 2, keepdim=True)
-    before1, before2 = W1, W2
-    for _ in range(steps):
-        V1, V2 = W1 + 0.95 * (W1 - before1), W2 + 0.95 * (W2 - before2)
-        error = V2 @ V1 @ xx - yx
-        size = (V1.square().sum((-2, -1), True) + V2.square().sum((-2, -1), True)) * largest
-        size = size + torch.linalg.matrix_norm(error, keepdim=True)
-        error = error / size.clamp_min(1e-12)             # the clamp is for t = 0, without data
-        before1, before2 = W1, W2
-        W1, W2 = V1 - V2.mT @ error, V2 - error @ V1.mT
-    return W2 @ W1
+    return gradient_descent(layers, loss, product, lr, eval_steps, optimizer)
 
 # ---------------------------------------------------------------- the gain law
 def gain_layers(batch, dim, hidden, gain, dtype=None):
@@ -140,7 +130,6 @@ def expected_gain(dim, hidden, std=None):
 # ---------------------------------------------------------------- ReLU networks
 ADAM = functools.partial(torch.optim.Adam, fused=True)
 
-@torch.enable_grad()
 def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, optimizer=ADAM, online=False,
                  generator=None):
     r"""Trains one ReLU network per data set: L = mean over points of (f(x) - y)^2, or online, step
@@ -148,8 +137,8 @@ def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, optimizer=A
 
     Weights and biases start at torch's default. x: inputs (..., G, Dx); y: (..., G). layers: how
     many hidden layers of `hidden` units, 0 for a linear map. at: inputs at which to evaluate
-    (Q, Dx) (default: x). eval_steps, optimizer: as in `linear_network`. Returns functions
-    (R, ..., Q). Raises FloatingPointError if it diverges.
+    (Q, Dx) (default: x). lr, eval_steps, optimizer: see `gradient_descent`. Returns functions
+    (R, ..., Q).
     """
     points = x.flatten(0, -3)                                               # (S, G, Dx)
     places = points if at is None else at.expand(len(points), -1, -1)
@@ -162,43 +151,19 @@ def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, optimizer=A
             h = torch.baddbmm(b, h.relu() if i else h, W)
         return h[..., 0].unflatten(0, x.shape[:-2])
 
-    opt = optimizer([p for layer in network for p in layer], lr=lr)
-    functions, recorded = [], set(eval_steps)
-    for step in range(eval_steps[-1] + 1):
-        if step in recorded:                        # before the update, so step 0 is the start
-            functions.append(forward(places).detach())
+    def loss(step):
         now = slice(step, step + 1) if online else slice(None)
         error = forward(points[:, now]) - y[..., now]
-        opt.zero_grad()
-        (error.square().sum() / max(1, error.shape[-1])).backward()   # keeps networks independent
-        opt.step()
-    return finite(torch.stack(functions))
+        return error.square().sum() / max(1, error.shape[-1])
+
+    return gradient_descent(sum(network, []), loss, lambda: forward(places), lr, eval_steps,
+                            optimizer)
 
 # ---------------------------------------------------------------- policy gradient
-def reward_gradient(logits, correct):
-    """Gradient of the expected reward J = mean of J_c = pi(correct_c | c) over the contexts, in the
-    logits of each context (..., C, A). correct: (..., C). Returns (..., C, A)."""
-    policy = logits.softmax(-1)
-    J = policy.gather(-1, correct[..., None])
-    target = torch.zeros_like(policy).scatter(-1, correct[..., None], 1.0)
-    return J * (target - policy) / correct.shape[-1]
-
-def reinforce_gradient(logits, correct, generator):
-    """Estimates `reward_gradient` from one trial, without bias (REINFORCE; Williams 1992): the
-    reward times e_a - pi, the gradient of log pi(a), in the trial's context. Shapes as there."""
-    bandit = torch.arange(correct[..., 0].numel())
-    context = torch.randint(correct.shape[-1], bandit.shape, generator=generator)
-    policy = logits.flatten(0, -3)[bandit, context].softmax(-1)
-    action = torch.multinomial(policy, 1, generator=generator)[:, 0]
-    reward = (action == correct.flatten(0, -2)[bandit, context]).to(logits)
-    gradient = torch.zeros(len(bandit), *logits.shape[-2:], dtype=logits.dtype)
-    gradient[bandit, context] = reward[:, None] * (one_hot(action, policy.shape[-1]) - policy)
-    return gradient.view_as(logits)
-
 def policy_gradient(correct, logits, lr, eval_steps, shared=True, online=False, generator=None):
-    """Gradient ascent on the expected reward of contextual bandits with the policy softmax(W e_c +
-    b). W starts at `logits` and b at zero. The gradient is exact or, online, estimated from one
-    trial per step.
+    """Gradient ascent on the expected reward J, the mean over contexts of J_c = pi(correct_c | c),
+    with the policy softmax(W e_c + b). W starts at `logits` and b at zero. The gradient is exact
+    or, online, estimated from one trial a step (REINFORCE; Williams 1992).
 
     One bias b serves all contexts, so what one context learns is imposed on the others: it helps
     those with the same correct action (transfer) and can hinder the rest (interference; Schaul et
@@ -206,21 +171,25 @@ def policy_gradient(correct, logits, lr, eval_steps, shared=True, online=False, 
     contexts and two actions with different correct ones, in time lr / C (derived here),
     dJ_1/dt = 2 g_1 (2 g_1 - g_2) with g_c = J_c (1 - J_c), and the same with 1 and 2 exchanged.
 
-    correct: (..., C); logits: (..., C, A); eval_steps: as in `linear_network`. Returns J
-    (R, ..., C), the probability of the correct action.
+    correct: (..., C); logits: (..., C, A); eval_steps: see `gradient_descent`. Returns all J_c,
+    (R, ..., C).
     """
-    W = logits
-    b = torch.zeros_like(logits[..., :1, :] if shared else logits)
-    probabilities, recorded = [], set(eval_steps)
-    for step in range(eval_steps[-1] + 1):
-        if step in recorded:                        # before the update, so step 0 is the start
-            J = (W + b).softmax(-1).gather(-1, correct[..., None])
-            probabilities.append(J[..., 0])
-        gradient = (reinforce_gradient(W + b, correct, generator) if online
-                    else reward_gradient(W + b, correct))
-        W = W + lr * gradient
-        b = b + lr * (gradient.sum(-2, keepdim=True) if shared else gradient)
-    return torch.stack(probabilities)
+    W = logits.clone().requires_grad_()
+    b = torch.zeros_like(logits[..., :1, :] if shared else logits).requires_grad_()
+
+    def J():
+        return (W + b).softmax(-1).gather(-1, correct[..., None])[..., 0]
+
+    def loss(step):
+        if not online:
+            return -J().mean(-1).sum()
+        context = torch.randint(correct.shape[-1], correct[..., :1].shape, generator=generator)
+        policy = J().gather(-1, context)
+        # reward times log pi(action): the reward is 1 if the action drawn is the correct one
+        reward = torch.rand(policy.shape, generator=generator) < policy.detach()
+        return -(reward * policy.log()).sum()
+
+    return gradient_descent([W, b], loss, J, lr, eval_steps)
 
 # ------------------------------------------------------------ measures, the same for all systems
 def half_time(strength, time, level=0.5):

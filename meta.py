@@ -20,26 +20,31 @@ from torch import nn
 
 # ---------------------------------------------------------------- networks
 class Network(nn.Module):
-    """An encoder of `encoder_width` ReLU units, a core, a ReLU layer and a linear head. The core is
-    made and called like nn.LSTM: core(inputs, hidden, layers, batch_first=True), and then
-    core(h (B, T, Din), state) returns outputs (B, T, hidden) and the new state, a tensor
-    (any, B, …) or a tuple of those. Weights start at torch's default, drawn from `generator`."""
+    """A core, a ReLU layer and a linear head. The core is made and called like nn.LSTM:
+    core(inputs, hidden, layers, batch_first=True), and then core(h (B, T, Din), state) returns
+    outputs (B, T, hidden) and the new state, a tensor (any, B, …) or a tuple of those.
 
-    def __init__(self, inputs, outputs, hidden, layers, generator, core=nn.LSTM, encoder_width=0):
+    Weights start at torch's default, drawn from `generator`, but the input weights of nn.LSTM and
+    nn.GRU at U(-1, 1) * input_gain / sqrt(inputs). torch divides by sqrt(hidden) however few inputs
+    there are, which is so little that contexts and waves long look alike (ours).
+    """
+
+    def __init__(self, inputs, outputs, hidden, layers, generator, core=nn.LSTM, input_gain=1.0):
         super().__init__()
         with torch.random.fork_rng(devices=()):           # torch draws where our generator stands
             torch.set_rng_state(generator.get_state())
-            first = [nn.Linear(inputs, encoder_width), nn.ReLU()] if encoder_width else []
-            self.encoder = nn.Sequential(*first)
-            self.core = core(encoder_width or inputs, hidden, layers, batch_first=True)
+            self.core = core(inputs, hidden, layers, batch_first=True)
             self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
             self.head = nn.Linear(hidden, outputs)
+            if hasattr(self.core, "weight_ih_l0"):
+                bound = input_gain / inputs ** 0.5
+                nn.init.uniform_(self.core.weight_ih_l0, -bound, bound)
             generator.set_state(torch.get_rng_state())
 
     def forward(self, inputs, state=None):
         """Maps inputs (B, T, Din) on any device and a state to outputs (B, T, Dout) and the new
         state, both on the device of the weights; called like nn.LSTM."""
-        h, state = self.core(self.encoder(inputs.to(self.head.weight.device)), state)
+        h, state = self.core(inputs.to(self.head.weight.device), state)
         return self.head(self.decoder(h)), state
 
 def copies(state, n):
@@ -50,34 +55,39 @@ def copies(state, n):
 
 # ---------------------------------------------------------------- Meta-Learners
 def shift_right(y):
-    """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, Dy) to (B, T + 1, Dy)."""
-    return torch.cat([torch.zeros_like(y[:, :1]), y], 1)
+    """y_{t-1} for t = 0 … T, with y_{-1} = 0: (B, T, D) to (B, T + 1, D)."""
+    return nn.functional.pad(y, (0, 0, 1, 0))
 
 class MetaLearner(Network):
-    """Learns a tasks.FeatureRegression within an episode: it sees (x_t, y_{t-1}) and guesses y_t.
-    Its weights stay fixed meanwhile. size, more: see `Network`."""
+    """Learns a tasks.FeatureRegression within an episode: it sees (x_t, x_{t-1}, y_{t-1}) and
+    guesses y_t. Its weights stay fixed meanwhile. Second-hand notes say that Rabinowitz shows
+    (x_t, y_{t-1}); with x_{t-1}, one layer can bind an input to its answer (ours). size, more: see
+    `Network`."""
 
     def __init__(self, distribution, *size, **more):
         seen = distribution.encode(torch.zeros(1, distribution.input_size)).shape[-1]
-        super().__init__(seen + distribution.outputs, distribution.outputs, *size, **more)
+        super().__init__(2 * seen + distribution.outputs, distribution.outputs, *size, **more)
         self.encode = distribution.encode
 
     def predict(self, x, y):
         """Its guess at y_t before it is seen: x (B, T, Dx), y (B, T, Dy) to (B, T, Dy)."""
-        return self(torch.cat([self.encode(x), shift_right(y)[:, :-1]], -1))[0]
+        x = self.encode(x)
+        previous = shift_right(torch.cat([x, y], -1))[:, :-1]
+        return self(torch.cat([x, previous], -1))[0]
 
     def probe(self, x, y, xq):
         """Its guesses at xq (Q, Dx), before each trial and after the last: (B, T + 1, Q, Dy)."""
-        x, xq, before = self.encode(x), self.encode(xq), shift_right(y)
+        x, xq = self.encode(x), self.encode(xq)
+        previous = shift_right(torch.cat([x, y], -1))
         B, T, Q = len(x), x.shape[1], len(xq)
         answers, state = [], None
         for t in range(T + 1):
             # ask at every query point, each from a copy of the frozen state
-            asked = torch.cat([xq.repeat(B, 1), before[:, t].repeat_interleave(Q, 0)], -1)[:, None]
-            answers.append(self(asked, copies(state, Q))[0].view(B, Q, -1))
+            asked = torch.cat([xq.repeat(B, 1), previous[:, t].repeat_interleave(Q, 0)], -1)
+            answers.append(self(asked[:, None], copies(state, Q))[0].view(B, Q, -1))
             # then let the real trial change the state
             if t < T:
-                _, state = self(torch.cat([x[:, t, None], before[:, t, None]], -1), state)
+                _, state = self(torch.cat([x[:, t], previous[:, t]], -1)[:, None], state)
         return torch.stack(answers, 1)
 
     def loss(self, distribution, batch, generator, progress):
@@ -149,52 +159,15 @@ class MetaAgent(Network):
         return (loss - self.entropy * (1 - progress) * entropy).mean()
 
 # ---------------------------------------------------------------- optimizers
-class Muon(torch.optim.Optimizer):
-    r"""Gradient descent that makes every update of a matrix orthogonal (Jordan et al. 2024).
-
-    The gradient with Nesterov momentum is U S V^T, and the update is U V^T, which Newton-Schulz
-    iterations find. The usual coefficients make its singular values only roughly equal;
-    (1.5, -0.5, 0) converge in more iterations. Parameters are stacks of matrices (..., out, in),
-    each updated separately; `stacked` is how many matrices a parameter stacks along its rows (4 for
-    the gates of an LSTM). torch.optim.Muon works in bfloat16, which is coarser and often slower.
-    """
-
-    def __init__(self, parameters, lr, coefficients=(3.4445, -4.7750, 2.0315), iterations=5,
-                 stacked=1):
-        super().__init__(parameters, dict(lr=lr, stacked=stacked))
-        self.coefficients, self.iterations = coefficients, iterations
-
-    def orthogonal(self, X):
-        """The orthogonal matrix nearest to each matrix of X (..., n, m), approximately."""
-        a, b, c = self.coefficients
-        tall = X.shape[-2] > X.shape[-1]
-        X = X.mT if tall else X
-        X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(1e-7)
-        for _ in range(self.iterations):
-            A = X @ X.mT
-            X = a * X + (b * A + c * A @ A) @ X
-        return X.mT if tall else X
-
-    @torch.no_grad()
-    def step(self):
-        """Updates every parameter once."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.mul_(0.95).add_(p.grad)
-                direction = p.grad + 0.95 * momentum                        # Nesterov
-                update = self.orthogonal(direction.unflatten(-2, (group["stacked"], -1)))
-                rate = group["lr"] * max(1, update.shape[-2] / update.shape[-1]) ** 0.5
-                p.sub_(rate * update.flatten(-3, -2))
-
-def default_optimizers(model, muon_lr=0.05, adam_lr=0.02):
-    """Muon for the hidden matrices of a Network, Adam for its other parameters."""
-    core = [p for p in model.core.parameters() if p.ndim == 2]
-    decoder = [p for p in model.decoder.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in core + decoder)]
-    gates = {nn.LSTM: 4, nn.GRU: 3}.get(type(model.core), 1)
-    matrices = [dict(params=core, stacked=gates), dict(params=decoder)]
-    return [torch.optim.Adam(rest, lr=adam_lr), Muon(matrices, muon_lr, iterations=3)]  # 3 suffice
+def default_optimizers(model, adam_lr=0.01, muon_lr=0.0, weight_decay=0.05):
+    """AdamW. With a muon_lr, the hidden matrices of a Network have Muon in its place."""
+    hidden = [] if not muon_lr else [
+        p for part in (model.core, model.decoder) for p in part.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden)]
+    optimizers = [torch.optim.AdamW(rest, lr=adam_lr, weight_decay=weight_decay, fused=True)]
+    if hidden:
+        optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=weight_decay))
+    return optimizers
 
 # ---------------------------------------------------------------- the outer loop
 def learning_rate_factor(step, steps):

@@ -45,25 +45,24 @@ import tasks
 # ---------------------------------------------------------------- settings
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 
-def setting(default, help, low=None, high=2 ** 31 - 1, choices=()):
+def setting(default, help, low=None, high=2 ** 31 - 1):
     """A field of a dataclass of settings, an int, float, str or tuple of floats, with its help and
     what is allowed."""
-    return field(default=default, metadata=dict(
-        help=help, low=low, high=high, choices=choices))
+    return field(default=default, metadata=dict(help=help, low=low, high=high))
 
 @dataclass
 class Run:
     """The settings of all families. Raises ValueError for what is not allowed."""
     seed: int = setting(0, "seed of all random numbers", low=0)
-    device: str = setting("auto", "auto, cpu, cuda or mps: where the Meta-Learner runs",
-                          choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "auto, cpu, cuda or mps: where the Meta-Learner runs")
     hidden: int = setting(128, "units of the Meta-Learner's LSTM", low=1)
-    layers: int = setting(2, "layers of the LSTM", low=1)
-    outer_steps: int = setting(3000, "updates of the Meta-Learner's weights", low=1)
+    layers: int = setting(1, "layers of the LSTM", low=1)
+    outer_steps: int = setting(1000, "updates of the Meta-Learner's weights", low=1)
     batch: int = setting(128, "episodes in an outer step", low=1)
-    outer_optimizer: str = setting("muon", "muon or adam", choices=("muon", "adam"))
-    muon_lr: float = setting(0.05, "peak learning rate of Muon", low=POSITIVE)
-    adam_lr: float = setting(0.005, "peak learning rate of Adam", low=POSITIVE)
+    input_gain: float = setting(1.0, "size of the LSTM's initial input weights", low=0)
+    adam_lr: float = setting(0.01, "peak learning rate of AdamW", low=POSITIVE)
+    muon_lr: float = setting(0.0, "peak learning rate of Muon, which then updates the hidden "
+                             "matrices; 0 for AdamW alone", low=0)
     trials: int = setting(20, "trials in an episode", low=2)
     eval_tasks: int = setting(16, "evaluation tasks, the same for every system", low=2)
     eval_episodes: int = setting(256, "episodes of each evaluation task", low=2)
@@ -87,18 +86,16 @@ class Run:
         convert = {int: operator.index, float: float, str: str,
                    tuple: lambda values: tuple(float(x) for x in np.ravel(values))}
         for each, said in self.rules():
-            value, low, high, choices = getattr(self, each.name), *map(
-                said.get, ("low", "high", "choices"))
+            value, low, high = getattr(self, each.name), said["low"], said["high"]
             try:
                 value = convert[each.type](value)
                 numbers = np.atleast_1d(0 if low is None else value)
-                valid = value in choices if choices else numbers.size and all(
-                    (low or 0) <= x <= high for x in numbers)
+                valid = numbers.size and all((low or 0) <= x <= high for x in numbers)
             except (KeyError, TypeError, ValueError):
                 valid = False
             if not valid:
-                allowed = " or ".join(choices) or f"{each.type.__name__} from {low} to {high}"
-                raise ValueError(f"{each.name} cannot be {value!r}; allowed is {allowed}")
+                raise ValueError(f"{each.name} cannot be {value!r}; allowed is "
+                                 f"{each.type.__name__} from {low} to {high}")
             setattr(self, each.name, value)
         available_device(self.device)
 
@@ -117,7 +114,7 @@ def available_device(name):
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     if name == "auto":                                    # mps has never been run: on request only
         return "cuda" if there["cuda"] else "cpu"
-    if not there[name]:
+    if not there.get(name):
         raise ValueError(f"device: there is no {name} on this machine")
     return name
 
@@ -127,9 +124,10 @@ GAINS = 0.01, 0.1, 0.3, 1.0, 3.0, 10.0                    # the Learner's dial, 
 @dataclass
 class LinReg(Run):
     """Linear regression: the singular modes of a linear map, after Saxe et al. 2013."""
-    outer_steps: int = 3600
-    muon_lr: float = 0.045
-    adam_lr: float = 0.006
+    hidden: int = 256
+    outer_steps: int = 4000
+    batch: int = 64
+    adam_lr: float = 0.008
     skew: float = setting(0.0, "how the variance of column k falls: as k^(-2 skew)", low=-1, high=1)
     singular_values: tuple = setting((1.1, 0.8, 0.6, 0.4, 0.2),
                                      "singular values of the evaluation tasks", low=POSITIVE)
@@ -142,9 +140,8 @@ class LinReg(Run):
     init_std: float = setting(0.01, "the Learner's weights start at N(0, this^2)", low=POSITIVE)
     converged_episodes: int = setting(64, "episodes of each task for the converged Learner", low=1)
 
-    QUICK = dict(singular_values=(1.1, 0.4), trials=8, hidden=48, layers=1, batch=64,
-                 outer_steps=1000, muon_lr=0.06, adam_lr=0.03, learner_steps=600,
-                 learner_repeats=16, converged_episodes=16)
+    QUICK = dict(singular_values=(1.1, 0.4), trials=8, hidden=64, batch=32, outer_steps=2200,
+                 adam_lr=0.02, learner_steps=600, learner_repeats=16, converged_episodes=16)
 
 def linreg(config, checkpoint=None):
     """The experiment on linear regression. Returns Results."""
@@ -189,7 +186,7 @@ def linreg(config, checkpoint=None):
         add_learner(f"gain_{gain:g}", f"Gain {gain:g}", layers, gain)
 
     model = meta.MetaLearner(distribution, config.hidden, config.layers,
-                             generator_for(config, "initialization"))
+                             generator_for(config, "initialization"), input_gain=config.input_gain)
     episodes = measure_both_loops(
         results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
     repeats, _, x, y = episodes
@@ -201,39 +198,44 @@ def linreg(config, checkpoint=None):
 
     results.log("Learner trained to convergence on the first t trials, for each t")
     trials, few = meta.spaced_steps(1, config.trials, 10), config.converged_episodes
-    x, y = x[:, :few], y[:, :few]
-    layers = learners.init_layers((len(trials), *x.shape[:2]), [dim, width, dim],
+    seen = (torch.arange(config.trials) < torch.tensor(trials)[:, None])[:, None, None, :, None]
+    x, y = ((seen * z[:, :few]).mT for z in (x, y))       # (Q, N, E, D, T), 0 after t trials
+    layers = learners.init_layers(x.shape[:3], [dim, width, dim],
                                   generator_for(config, "learners"), std)
-    maps = learners.converged_linear_network(x, y, trials, layers)
+    # 200 steps of Adam fit every noisy answer that a linear map can fit
+    maps = learners.linear_network(y, layers, 0.01, [200], learners.ADAM, inputs=x)[0]
     results.add_converged(trials, distribution.strength(maps, repeats[:, :few]))
     return results
 
 LinReg.experiment = linreg
 
 # ---------------------------------------------------------------- nonlinear regression
+CONVERGED = 300              # gradient steps: twice as many move no half-time by more than 3%
+
 @dataclass
 class NonlinReg(Run):
     """Nonlinear regression: the frequencies of a function, after Rahaman et al. 2018."""
+    layers: int = 2
     outer_steps: int = 2000
-    muon_lr: float = 0.06
+    input_gain: float = 3.0
+    adam_lr: float = 0.005
+    muon_lr: float = 0.08
     trials: int = 40
     eval_tasks: int = 8
     skew: float = setting(0.0, "how the variance of frequency k falls: as k^(-2 skew)",
                           low=-1, high=1)
     n_frequencies: int = setting(5, "the task distribution has frequencies 1 to this", low=2)
     noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
-    encoder_width: int = setting(64, "ReLU units before the LSTM, 0 for none", low=0)
     learner_repeats: int = setting(16, "initializations of the Learner for each task", low=1)
     learner_lr: float = setting(3e-3, "Adam's learning rate in the Learner", low=POSITIVE)
     learner_steps: int = setting(300, "gradient steps of the Learner", low=1)
     learner_hidden: int = setting(64, "units of each of the Learner's layers", low=1)
     online_steps: int = setting(4000, "trials of the online Learner", low=1)
-    converged_steps: int = setting(600, "gradient steps of the converged Learner", low=1)
     converged_episodes: int = setting(16, "episodes of each task for the converged Learner", low=1)
 
-    QUICK = dict(n_frequencies=3, trials=20, hidden=48, layers=1, batch=64, outer_steps=1200,
-                 muon_lr=0.1, adam_lr=0.01, learner_steps=200, learner_repeats=4,
-                 online_steps=2000, converged_steps=300, converged_episodes=4, eval_tasks=6)
+    QUICK = dict(n_frequencies=2, trials=15, hidden=64, layers=1, batch=32, outer_steps=2500,
+                 muon_lr=0.0, adam_lr=0.02, learner_steps=200, learner_repeats=4, eval_tasks=6,
+                 online_steps=1000, converged_episodes=4)
 
 def nonlinreg(config, checkpoint=None):
     """The experiment on nonlinear regression. Returns Results."""
@@ -276,8 +278,7 @@ def nonlinreg(config, checkpoint=None):
                 distribution.waves(f.unflatten(1, (-1, repeats)), x, W))
 
     model = meta.MetaLearner(distribution, config.hidden, config.layers,
-                             generator_for(config, "initialization"),
-                             encoder_width=config.encoder_width)
+                             generator_for(config, "initialization"), input_gain=config.input_gain)
     _, _, seen, answers = measure_both_loops(
         results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
 
@@ -285,8 +286,8 @@ def nonlinreg(config, checkpoint=None):
     trials, few = meta.spaced_steps(1, config.trials, 8), config.converged_episodes
     seen, answers = encode(seen[:, :few]), answers[:, :few, :, 0]
     generator = generator_for(config, "learners")
-    f = [learners.relu_network(seen[..., :t, :], answers[..., :t], lr, [config.converged_steps],
-                               **sizes, generator=generator) for t in trials]
+    f = [learners.relu_network(seen[..., :t, :], answers[..., :t], lr, [CONVERGED], **sizes,
+                               generator=generator) for t in trials]
     results.add_converged(trials, distribution.waves(torch.cat(f), x, W))
     return results
 
@@ -297,9 +298,7 @@ NonlinReg.experiment = nonlinreg
 class Bandit(Run):
     """Contextual bandits: the correct action in each context, after Schaul et al. 2019."""
     hidden: int = 96
-    layers: int = 1
-    outer_steps: int = 1000
-    batch: int = 256
+    input_gain: float = 5.0
     adam_lr: float = 0.02
     trials: int = 60
     eval_tasks: int = 64
@@ -312,9 +311,8 @@ class Bandit(Run):
     learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
     init_std: float = setting(0.1, "standard deviation of the Learner's initial logits", low=0)
 
-    QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, batch=128, outer_steps=500,
-                 muon_lr=0.1, adam_lr=0.03, eval_episodes=128, learner_steps=500,
-                 learner_repeats=16, eval_tasks=32)
+    QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, outer_steps=400, adam_lr=0.03,
+                 learner_steps=500, learner_repeats=16, eval_tasks=32, eval_episodes=128)
 
     def __post_init__(self):
         super().__post_init__()
@@ -341,7 +339,8 @@ def bandit(config, checkpoint=None):
         results.add(system, label, unit, steps, distribution.strength(J))
 
     model = meta.MetaAgent(distribution, config.hidden, config.layers,
-                           generator_for(config, "initialization"), entropy=config.entropy)
+                           generator_for(config, "initialization"), entropy=config.entropy,
+                           input_gain=config.input_gain)
     measure_both_loops(
         results, distribution, correct, model, tasks.BayesAgent(distribution), checkpoint)
     results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
@@ -474,13 +473,10 @@ def measure_both_loops(results, distribution, W, model, bayes, checkpoint=None):
         last.update(step=step, time=now)
         return dict(score=torch.tensor(score), strength=strength[-1].clone())
 
-    optimizers = meta.default_optimizers(model.to(device), config.muon_lr, config.adam_lr)
-    if config.outer_optimizer == "adam":
-        optimizers = [torch.optim.Adam(model.parameters(), lr=config.adam_lr)]
+    optimizers = meta.default_optimizers(model.to(device), config.adam_lr, config.muon_lr)
     snapshots = meta.train(
         model, distribution, steps=config.outer_steps, batch=config.batch, optimizers=optimizers,
-        generator=generator_for(config, "tasks"), checkpoint=checkpoint,
-        snapshot=snapshot)
+        generator=generator_for(config, "tasks"), checkpoint=checkpoint, snapshot=snapshot)
     for name in "step", "score", "strength":
         results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
 

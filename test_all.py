@@ -117,45 +117,18 @@ def test_wide_random_starts_follow_the_law_at_their_gain_and_narrow_ones_do_not(
     narrow, _ = half_times_over_the_law(5, 0.01 * (64 / 5) ** 0.5)    # the same gain
     assert (narrow.diff() > 0).all() and narrow[-1] > 1.3
 
-def test_muon_finds_the_orthogonal_factor_of_each_matrix_and_splits_the_gates_of_an_lstm():
-    G = torch.randn(3, 4, 6, generator=seeded(), dtype=torch.float64)
-    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
-    muon = meta.Muon([torch.zeros(1)], 1, coefficients=(1.5, -0.5, 0.0), iterations=40)
-    assert_close((muon.orthogonal(G), muon.orthogonal(G.mT)), (U @ Vh, (U @ Vh).mT))
-    gates = torch.randn(32, 5, generator=seeded())
-    alone = gates.unflatten(0, (4, 8)).clone()
-    optimizers = meta.Muon([gates], 0.1, stacked=4), meta.Muon([alone], 0.1)
-    for step in range(3):
-        gates.grad = torch.randn(32, 5, generator=seeded(step))
-        alone.grad = gates.grad.unflatten(0, (4, 8))
-        for optimizer in optimizers:
-            optimizer.step()
-    assert_close(gates.unflatten(0, (4, 8)), alone)
+def test_a_linear_network_on_given_inputs_ends_where_least_squares_does():
+    x, y = (z.double().mT for z in drawn(tasks.LinearRegression([1.0] * 3, 0.3, trials=9), 100))
+    layers = learners.init_layers((100,), [3, 16, 3], seeded(), 0.01, x.dtype)
+    found = learners.linear_network(y, layers, 0.01, [600], torch.optim.Adam, x)[0]
+    assert_close(found, y @ torch.linalg.pinv(x), atol=0.01, rtol=0)
 
-@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])        # a fixed step size diverged at 0.3
-def test_a_converged_learner_ends_where_least_squares_does_at_any_noise(noise):
-    distribution, trials = tasks.LinearRegression([1.0] * 3, noise, trials=9), [0, 2, 9]
-    x, y = (z[None].double() for z in drawn(distribution, 100))       # (N, E, T, D)
-    layers = learners.init_layers((3, 1, 100), [3, 3, 3], seeded(), 1e-3, x.dtype)
-    maps = learners.converged_linear_network(x, y, trials, layers, steps=4000)
-    assert maps[0].abs().max() < 1e-4                     # without trials it stays at its start
-    for found, t in zip(maps[1:], trials[1:]):
-        seen = x[:, :, :t]
-        expected = seen @ torch.linalg.pinv(seen) @ y[:, :, :t]
-        error = (seen @ found.mT - expected).abs()        # nearly parallel inputs take longest
-        assert error.quantile(0.99) < 0.02 and error.max() < 0.5
-
-def test_two_contexts_and_two_actions_interfere_as_derived_with_a_cosine_of_minus_one_half():
+def test_two_contexts_and_two_actions_interfere_as_derived():
     logits = torch.randn(50, 2, 2, generator=seeded(), dtype=torch.float64)
     correct, dt = torch.tensor([[0, 1]]).expand(50, 2), 1e-6
     J = learners.policy_gradient(correct, logits, 2 * dt, [0, 1])
     g = J[0] * (1 - J[0])
     assert_close((J[1] - J[0]) / dt, 2 * g * (2 * g - g.flip(1)), atol=1e-5, rtol=0)
-    gradients = []
-    for context in 0, 1:                                  # of one context's J, in W and in b
-        in_logits = learners.reward_gradient(logits, correct) * torch.eye(2)[context][:, None]
-        gradients.append(torch.cat([in_logits.flatten(1), in_logits.sum(1)], 1))
-    assert_close(torch.cosine_similarity(*gradients), torch.full((50,), -0.5).double())
 
 # ---------------------------------------------------------------- analytic truth: Bayes and meta
 
@@ -242,7 +215,7 @@ def test_the_gradient_of_a_meta_learner_is_that_of_finite_differences_in_its_wei
     distribution = tasks.LinearRegression([1.0, 1.0], trials=3)
     model = small_meta(distribution, 4, core=core).double()
     x, y = (z.double() for z in drawn(distribution, 2))
-    inputs = torch.cat([x, meta.shift_right(y)[:, :-1]], -1)
+    inputs = torch.cat([x, meta.shift_right(torch.cat([x, y], -1))[:, :-1]], -1)
     first = next(name for name, _ in model.core.named_parameters())
     for name in "head.weight", "decoder.0.weight", f"core.{first}":
         weight = model.get_parameter(name).detach().clone().requires_grad_()
@@ -251,10 +224,13 @@ def test_the_gradient_of_a_meta_learner_is_that_of_finite_differences_in_its_wei
 
 @CORES
 def test_every_parameter_is_in_exactly_one_optimizer(core):
-    model = small_meta(LINEAR, core=core, encoder_width=2)
-    groups = [group for each in meta.default_optimizers(model) for group in each.param_groups]
-    held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    model = small_meta(LINEAR, core=core)
+    for muon_lr in 0, 0.1:
+        optimizers = meta.default_optimizers(model, muon_lr=muon_lr)
+        held = [id(p) for each in optimizers for group in each.param_groups
+                for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        assert len(optimizers) == 1 + (muon_lr > 0)
 
 class Scalar(torch.nn.Module):
     """A model of one weight, for tests of the outer loop."""
@@ -406,7 +382,7 @@ def test_the_score_and_its_interval():
 
 # ---------------------------------------------------------------- metamorphic
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop, meta.Muon])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop, learners.ADAM])
 def test_linear_networks_do_not_influence_each_other(optimizer):
     target = LINEAR.sample(3, seeded())
     layers = learners.init_layers([3], [5, 5, 5], seeded(), 0.3)
@@ -478,6 +454,7 @@ def test_two_models_from_one_generator_differ_and_no_global_generator_is_touched
     first, second = (meta.MetaLearner(LINEAR, 16, 1, generator) for _ in range(2))
     assert (first.core.weight_hh_l0 - second.core.weight_hh_l0).abs().max() > 0.01
     assert first.core.weight_hh_l0.abs().max() <= 16 ** -0.5
+    assert 0.9 < first.core.weight_ih_l0.abs().max() * 15 ** 0.5 <= 1        # 15 inputs
     assert_close(torch.get_rng_state(), state)
 
 # ---------------------------------------------------------------- statistics, seeded
@@ -537,16 +514,14 @@ def test_bayes_learns_waves_slightly_earlier_at_the_edges_of_a_band_whatever_the
     error = edge.mean() / standard_error(edge)
     assert error > 4 if early else abs(error) < 4
 
-def test_reinforce_is_on_average_the_exact_gradient_which_is_autograds():
-    correct = torch.tensor([[0, 2, 1]])
-    logits = torch.randn(1, 3, 4, generator=seeded(), requires_grad=True)
-    J = logits.softmax(-1).gather(-1, correct[..., None])[..., 0]
-    J.mean().backward()
-    assert_close(learners.reward_gradient(logits, correct), logits.grad)
-    many = logits.detach().expand(40_000, -1, -1), correct.expand(40_000, -1)
-    found = learners.reinforce_gradient(*many, seeded())
-    assert ((found.mean(0) - logits.grad[0]).abs() < 4 * standard_error(found)).all()
-    assert ((found != 0).any(-1).sum(-1) <= 1).all()      # each saw one context
+def test_reinforce_is_on_average_the_exact_gradient_and_sees_one_context_at_a_time():
+    correct = torch.tensor([[0, 2, 1]]).expand(40_000, -1)
+    logits = torch.randn(3, 4, generator=seeded(), dtype=torch.float64).expand(40_000, -1, -1)
+    found, exact = (learners.policy_gradient(
+        correct, logits, 1e-4, [0, 1], False, online, seeded()).diff(dim=0)[0]
+        for online in (True, False))
+    assert ((found.mean(0) - exact[0]).abs() < 4 * standard_error(found)).all()
+    assert 0.1 < (found != 0).any(-1).float().mean() < 0.9 and ((found != 0).sum(-1) <= 1).all()
 
 def test_the_policy_gradient_is_that_of_the_rewards_with_the_states_as_they_come():
     distribution = tasks.ContextualBandit(2, 2, 2)
@@ -564,7 +539,7 @@ def test_the_policy_gradient_is_that_of_the_rewards_with_the_states_as_they_come
     chance = policy[torch.arange(8), 0, action].detach() / 4          # held fixed: discount 0
     expected = -(chance[:, None] * J).sum(0).mean()
     exact = torch.autograd.grad(expected, agent.head.weight)[0][:2]
-    losses = (agent.loss(distribution, 64, seeded(i), 0.0) for i in range(300))
+    losses = (agent.loss(distribution, 400, seeded(i), 0.0) for i in range(300))
     found = torch.stack([torch.autograd.grad(loss, agent.head.weight)[0][:2] for loss in losses])
     assert exact.abs().max() > 20 * standard_error(found).max()
     assert ((found.mean(0) - exact).abs() <= 4 * standard_error(found)).all()
@@ -665,10 +640,10 @@ def test_a_quick_run_shows_the_claim_and_its_ablation(family):
     summary = FAMILIES[family].quick(device="cpu").experiment().summary
     learner, removed, learned = (summary["systems"][system] for system in (
         "learner", REMOVED[family], "meta"))
-    assert learner["staggering"] > 1.7 and learner["rank_correlation"] > 0.4
+    assert learner["staggering"] > 1.6 and learner["rank_correlation"] > 0.4
     assert 0.9 < removed["staggering"] < 1.25
-    assert summary["score"] > 0.8
-    assert learned["staggering"] < 1.35 and learned["staggering"] < 0.6 * learner["staggering"]
+    assert summary["score"] > 0.9
+    assert learned["staggering"] < min(1.2, 0.7 * learner["staggering"])
     if family == "bandit":                                # rewards of one trial a step are noisy
         assert summary["systems"]["online"]["within"] > 2 * learner["within"]
 
@@ -686,15 +661,14 @@ def test_bayes_learns_frequencies_in_the_order_of_the_skew():
 def test_a_wrong_time_constant_is_seen():
     assert gain_law_error(0.01, tau=1.1) > 0.05
 
-def test_a_meta_learner_whose_state_is_never_passed_on_learns_nothing():
-    class Forgetful(meta.MetaLearner):
+def test_a_meta_learner_that_sees_no_answers_learns_nothing():
+    class Unanswered(meta.MetaLearner):
         def predict(self, x, y):
-            inputs = torch.cat([x, meta.shift_right(y)[:, :-1]], -1)
-            return self(inputs.flatten(0, 1)[:, None])[0].view(y.shape)
+            return super().predict(x, 0 * y)
 
     distribution = tasks.LinearRegression([1.0, 1.0], trials=8)
-    forgetful = trained(distribution, Forgetful(distribution, 32, 1, seeded(1)), 200)
-    assert against_bayes(distribution, forgetful)[0] < 0.02
+    unanswered = trained(distribution, Unanswered(distribution, 32, 1, seeded(1)), 200)
+    assert against_bayes(distribution, unanswered)[0] < 0.02
 
 # ---------------------------------------------------------------- the README
 
@@ -785,7 +759,7 @@ SMALL = dict(hidden=8, layers=1, batch=8, outer_steps=12, eval_tasks=3, eval_epi
 TINY = dict(
     linreg=SMALL | dict(singular_values=[1.1, 0.4], trials=6, converged_episodes=2),
     nonlinreg=SMALL | dict(n_frequencies=2, trials=6, learner_hidden=8, online_steps=20,
-                           converged_episodes=2, converged_steps=41),
+                           converged_episodes=2),
     bandit=SMALL | dict(contexts=3, actions=3, trials=8))
 
 def tiny(family, **changes):
@@ -883,7 +857,7 @@ def test_stopped_at_a_checkpoint_and_started_again_it_leaves_the_same_arrays(
     ("linreg --singular-values 1 0", "singular_values cannot be (1.0, 0.0)"),
     ("nonlinreg --noise nan", "noise cannot be nan"),
     ("bandit --seed 99999999999999999999", "seed cannot be 99999999999999999999"),
-    ("bandit --outer-optimizer sgd", "allowed is muon or adam"),
+    ("bandit --device tpu", "there is no tpu on this machine"),
     ("bandit --actions 3", "5 contexts, 3 actions"), ("linreg --skew 2", "skew cannot be 2.0"),
     ("linreg --out /dev/null/run", "Not a directory"), ("linreg --out a\0b", "null"),
     ("compare nowhere", "nowhere holds no run"),
@@ -900,7 +874,7 @@ def test_a_mistake_on_the_command_line_is_argparses_error(
 
 @pytest.mark.parametrize("settings", [
     dict(noise=-1e-5), dict(outer_steps=50.5), dict(singular_values=[]), dict(noise="a"),
-    dict(seed=2 ** 31), dict(device="gpu")])
+    dict(seed=2 ** 31)])
 def test_the_same_mistakes_from_python_are_a_value_error(settings):
     with pytest.raises(ValueError, match="cannot be"):
         metadyn.LinReg(**settings)
@@ -1017,7 +991,7 @@ def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(tmp_path):
     ("linreg", dict(singular_values=[1.0] * 6, skew=-1.0, converged_episodes=1, learner_repeats=1)),
     ("nonlinreg", dict(n_frequencies=3, trials=2, skew=0.5, noise=0.0, converged_episodes=99)),
     ("nonlinreg", dict(batch=1, outer_steps=1, learner_steps=1, online_steps=1)),
-    ("bandit", dict(actions=2, outer_optimizer="adam")),
+    ("bandit", dict(actions=2, muon_lr=0.05)),
     ("bandit", dict(contexts=2, tied=2, learner_steps=1, outer_steps=1))])
 def test_other_settings_are_carried_out_without_a_warning(family, settings, tmp_path):
     results = metadyn.run(tiny(family, **settings), tmp_path)
