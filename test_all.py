@@ -697,7 +697,7 @@ The Learner's index is <linreg learner/staggering> and its rank correlation
 The Meta-Learner's index is <linreg meta/staggering> and Bayes' is <linreg bayes/staggering>
 is <linreg learner/within> for the Learner, at least <linreg meta/within> for the Meta-Learner
 its index is <nonlinreg learner/staggering>. The cause
-its index is <nonlinreg fourier_inputs/staggering>. The reverse
+the index is <nonlinreg fourier_inputs/staggering>. Conversely
 The Meta-Learner's index is <nonlinreg meta/staggering> and Bayes' is <nonlinreg bayes/staggering>
 the index is <bandit learner/staggering>
 Bayes from <bandit bayes/staggering> to <bandit-tied2 bayes/staggering>
