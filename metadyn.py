@@ -298,6 +298,7 @@ NonlinReg.experiment = nonlinreg
 class Bandit(Run):
     """Contextual bandits: the correct action in each context, after Schaul et al. 2019."""
     hidden: int = 96
+    outer_steps: int = 1500
     input_gain: float = 5.0
     adam_lr: float = 0.02
     trials: int = 60
