@@ -203,8 +203,9 @@ def linreg(config, checkpoint=None):
     layers = learners.init_layers(x.shape[:3], [dim, width, dim],
                                   generator_for(config, "learners"), std)
     # 200 steps of Adam fit every noisy answer that a linear map can fit
-    maps = learners.linear_network(y, layers, 0.01, [200], learners.ADAM, inputs=x)[0]
-    results.add_converged(trials, distribution.strength(maps, repeats[:, :few]))
+    maps = [learners.linear_network(Y, start, 0.01, [200], learners.ADAM, inputs=X)[0]
+            for X, Y, *start in zip(x, y, *layers)]       # one t at a time, to save memory
+    results.add_converged(trials, distribution.strength(torch.stack(maps), repeats[:, :few]))
     return results
 
 LinReg.experiment = linreg
