@@ -313,7 +313,7 @@ class Bandit(Run):
     learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
     init_std: float = setting(0.1, "standard deviation of the Learner's initial logits", low=0)
 
-    QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, outer_steps=400, adam_lr=0.03,
+    QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, outer_steps=500, adam_lr=0.03,
                  learner_steps=500, learner_repeats=16, eval_tasks=32, eval_episodes=128)
 
     def __post_init__(self):
