@@ -28,8 +28,7 @@ import torch
 def gradient_descent(parameters, loss, measure, lr, eval_steps, optimizer=torch.optim.SGD):
     """Trains parameters and returns what measure() gives at increasing steps, (R, ...); training
     ends at the last. loss(step) is the sum of the losses of all systems, so none influences
-    another. optimizer is called with the parameters and lr. Raises FloatingPointError if it
-    diverges."""
+    another. optimizer: made like torch.optim.SGD. Raises FloatingPointError if it diverges."""
     opt, place = optimizer(parameters, lr=lr), {step: i for i, step in enumerate(eval_steps)}
     measured = torch.stack([measure().detach()] * len(place))       # in one piece, to save memory
     for step in range(eval_steps[-1] + 1):
@@ -58,22 +57,15 @@ def init_layers(batch, widths, generator, std=None, dtype=None):
 def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, inputs=None,
                    online=False, noise=0.0, generator=None):
     r"""Trains one linear network per target, with any number of layers.
-
     L = 1/2 ||W - W_2 W_1||_F^2, the expected loss on white inputs up to the noise. One layer has
-    the time constant 1 / lr steps. On given inputs X, the target is Y and
-    L = 1/2 ||Y - W_2 W_1 X||_F^2. Online, each step sees instead one new trial, x ~ N(0, I) and
-    y = W x plus noise of this standard deviation.
-
-    target: (..., Dy, Dx or G). layers: initial weights, as from `init_layers`. inputs: (..., Dx,
-    G). lr, eval_steps, optimizer: see `gradient_descent`. Returns the maps (R, ..., Dy, Dx).
-    """
+    the time constant 1 / lr steps. On inputs X, the target is Y and L = 1/2 ||Y - W_2 W_1 X||_F^2.
+    Online, each step sees one new trial: x ~ N(0, I) and y = W x plus noise of this standard
+    deviation. target: (..., Dy, Dx or G). layers: initial weights, as from `init_layers`. inputs:
+    (..., Dx, G). The rest: see `gradient_descent`. Returns the maps (R, ..., Dy, Dx)."""
     layers = [layer.detach().clone().requires_grad_() for layer in layers]
 
     def product():
-        W = layers[0]
-        for layer in layers[1:]:
-            W = layer @ W
-        return W
+        return functools.reduce(lambda W, layer: layer @ W, layers)
 
     def loss(step):
         error = target - (product() if inputs is None else product() @ inputs)
@@ -89,8 +81,8 @@ def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, in
 def gain_layers(batch, dim, hidden, gain, dtype=None):
     r"""Two initial layers with a product of exactly zero, in which every mode has one gain c_0:
     W_2 W_1 = 0,   W_1^T W_1 = W_2 W_2^T = c_0 / 2 I. The input writes to the first units and the
-    output reads from the last, so hidden must be at least 2 dim, else ValueError. Returns W_1
-    (*batch, hidden, dim) and W_2 (*batch, dim, hidden)."""
+    output reads from the last. Returns W_1 (*batch, hidden, dim) and W_2 (*batch, dim, hidden).
+    Raises ValueError if hidden is below 2 dim."""
     if hidden < 2 * dim:
         raise ValueError(f"{hidden} hidden units are too few: there must be {2 * dim}")
     W1, W2 = torch.eye(hidden, dim, dtype=dtype), torch.eye(dim, hidden, dtype=dtype).flip(-1)
@@ -98,18 +90,14 @@ def gain_layers(batch, dim, hidden, gain, dtype=None):
 
 def gain_law(s, gain, t):
     r"""Closed form of a mode a(t) of two layers that start as in `gain_layers` (derived here):
-
     da/dt = (s - a) sqrt(c_0^2 + 4 a^2),   a(0) = 0.
 
     The gain of a mode, c = |W_1 v|^2 + |W_2^T u|^2, obeys dc/dt = 4 a (s - a), and da/dt is
     (s - a) c, so c^2 - 4 a^2 stays at c_0^2. With r = sqrt(c_0^2 + 4 s^2) and E = exp(-r t),
-
     a = c_0 s (1 - E) (r + c_0 + (r - c_0) E) / (c_0^2 (1 + E^2) + c_0 r (1 - E^2) + 8 s^2 E).
 
     As c_0 -> 0 this is the logistic of Saxe et al. 2013 from a_0 = c_0 / 4, and as c_0 -> infinity
-    it is one layer with the time constant 1 / c_0. s: (K,); t: (R,), learning rate times steps.
-    Returns (R, K).
-    """
+    it is one layer with the time constant 1 / c_0. s: (K,); t: (R,), lr times steps; a: (R, K)."""
     r = (gain ** 2 + 4 * s ** 2).sqrt()
     E = torch.exp(-r * t[:, None])                        # this sign does not overflow
     above = gain * s * (1 - E) * (r + gain + (r - gain) * E)
@@ -122,9 +110,8 @@ def gain_half_times(s, gain):
     return (torch.asinh((gain ** 2 + 2 * s ** 2) / (gain * s)) - torch.asinh(gain / (2 * s))) / r
 
 def expected_gain(dim, hidden, std=None):
-    """The gain c_0 that two random layers from `init_layers` have on average (derived here):
-    2 h std^2 for entries N(0, std^2) and h hidden units; h / (3 dim) + 1 / 3 for torch's default,
-    whose variance is 1 / (3 fan_in)."""
+    """The gain c_0 that two layers from `init_layers` have on average (derived here): 2 h std^2 for
+    h hidden units, or h / (3 dim) + 1 / 3 for torch's default, with variances 1 / (3 fan_in)."""
     return hidden / (3 * dim) + 1 / 3 if std is None else 2 * hidden * std ** 2
 
 # ---------------------------------------------------------------- ReLU networks
@@ -133,15 +120,12 @@ ADAM = functools.partial(torch.optim.Adam, fused=True)
 def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, optimizer=ADAM, online=False,
                  generator=None):
     r"""Trains one ReLU network per data set: L = mean over points of (f(x) - y)^2, or online, step
-    t on point t alone. Without points nothing changes.
-
-    Weights and biases start at torch's default. x: inputs (..., G, Dx); y: (..., G). layers: how
-    many hidden layers of `hidden` units, 0 for a linear map. at: inputs at which to evaluate
-    (Q, Dx) (default: x). lr, eval_steps, optimizer: see `gradient_descent`. Returns functions
-    (R, ..., Q).
-    """
+    t on point t alone. Without points nothing changes. Weights start at torch's default.
+    x: inputs (..., G, Dx); y: (..., G). layers: how many hidden layers of `hidden` units, 0 for a
+    linear map. at: inputs at which to evaluate (Q, Dx) (default: x). The rest: see
+    `gradient_descent`. Returns functions (R, ..., Q)."""
     points = x.flatten(0, -3)                                               # (S, G, Dx)
-    places = points if at is None else at.expand(len(points), -1, -1)
+    at = points if at is None else at.expand(len(points), -1, -1)
     widths = [x.shape[-1]] + [hidden] * layers + [1]
     network = [[init_weight((len(points), rows, m), n, generator).requires_grad_()
                 for rows in (n, 1)] for n, m in zip(widths, widths[1:])]    # weights, then biases
@@ -156,8 +140,7 @@ def relu_network(x, y, lr, eval_steps, hidden=64, layers=4, at=None, optimizer=A
         error = forward(points[:, now]) - y[..., now]
         return error.square().sum() / max(1, error.shape[-1])
 
-    return gradient_descent(sum(network, []), loss, lambda: forward(places), lr, eval_steps,
-                            optimizer)
+    return gradient_descent(sum(network, []), loss, lambda: forward(at), lr, eval_steps, optimizer)
 
 # ---------------------------------------------------------------- policy gradient
 def policy_gradient(correct, logits, lr, eval_steps, shared=True, online=False, generator=None):
@@ -170,10 +153,7 @@ def policy_gradient(correct, logits, lr, eval_steps, shared=True, online=False, 
     al. 2019). With shared=False each context has its own bias, which doubles its rate. For two
     contexts and two actions with different correct ones, in time lr / C (derived here),
     dJ_1/dt = 2 g_1 (2 g_1 - g_2) with g_c = J_c (1 - J_c), and the same with 1 and 2 exchanged.
-
-    correct: (..., C); logits: (..., C, A); eval_steps: see `gradient_descent`. Returns all J_c,
-    (R, ..., C).
-    """
+    correct: (..., C); logits: (..., C, A). Returns all J_c, (R, ..., C)."""
     W = logits.clone().requires_grad_()
     b = torch.zeros_like(logits[..., :1, :] if shared else logits).requires_grad_()
 
@@ -202,29 +182,24 @@ def half_time(strength, time, level=0.5):
     s0, s1 = strength.gather(0, before), strength.gather(0, after)
     t0, t1 = time[before], time[after]
     crossing = (t0 + (t1 - t0) * (level - s0) / (s1 - s0))[0]
-    crossing = torch.where(above.any(0), crossing, torch.inf)
-    return torch.where(above[0], torch.nan, crossing)
+    return crossing.masked_fill(~above.any(0), torch.inf).masked_fill(above[0], torch.nan)
 
 def half_times_of_halves(strength, time, level=0.5):
-    """Half-times of strengths averaged over every other repeat: (2, N, K). With one repeat both
-    halves are that repeat."""
+    """Half-times of strengths averaged over every other repeat, or over the only one: (2, N, K)."""
     halves = [strength[:, :, min(i, strength.shape[2] - 1)::2] for i in (0, 1)]
     return torch.stack([half_time(half.mean(2), time, level) for half in halves])
 
 def staggering(strength, time, level=0.5):
     """Staggering index of each task, (N,): latest half-time over earliest, of strengths
-    (R, N, E, K) averaged over repeats. 1 is concurrent. Another level, for example 0.9, asks when
-    modes are almost learned.
+    (R, N, E, K) averaged over repeats. 1 is concurrent. level: see `half_time`.
 
     The largest of several noisy ratios is biased upwards, so we cross-fit: one half of the repeats
     chooses the latest and the earliest mode, the other half measures their ratio. Then the halves
-    change places, and the two ratios are averaged geometrically. It can come out below 1 by chance,
-    and in a staggered system with few repeats it is too low, because noise chooses wrong modes.
+    change places, and the two ratios are averaged geometrically. It can come out below 1 by chance.
+    In a staggered system with few repeats it is too low, because noise chooses wrong modes.
 
-    A mode that is not reached counts as reached at the last time, so the index is then a lower
-    bound; a mode that starts learned is left out; a task in which no mode is reached, or only one
-    takes part, gives nan.
-    """
+    A mode that is not reached counts as reached at the last time, so the index is a lower bound; a
+    mode that starts learned is left out. nan if no mode is reached, or only one takes part."""
     half_times = half_times_of_halves(strength, time, level)
     skipped = half_times.isnan().any(0)
     undefined = (~half_times.isfinite()).all(-1).any(0) | ((~skipped).sum(-1) < 2)
@@ -258,12 +233,6 @@ def rank_correlation(strength, time):
     pairs = r.sum(1).square().sum(-1) - own
     return pairs / ((r.shape[1] - 1) * own)
 
-def half_time_ratio(strength, other, time):
-    """Half-time of one system over that of another on the same episodes, for each mode: the
-    geometric mean over tasks, and that ± 2 standard errors, (K, 3). Both are (R, N, E, K)."""
-    a, b = (half_time(each.mean(2), time) for each in (strength, other))
-    return torch.tensor([interval(ratio) for ratio in (a / b).log().T]).exp()
-
 def half_time_correlation(strength, other, time):
     """Correlation of the log half-times of two systems on the same episodes, for each mode: (K,).
     It takes all episodes in which both systems have a half-time. Both are (R, N, E, K)."""
@@ -295,10 +264,9 @@ def normalized_score(none, meta, bayes):
     return interval(score + ((none - meta) - score * (none - bayes)) / gain)
 
 def describe(strength, time):
-    """Summarizes a system's strengths, (R, N, E, K) or (R, K), in a dict. half_times (K,),
-    staggering, late_staggering (at 0.9) and within are geometric means over tasks, intervals ± 2
-    standard errors; the bounds say whether a mode is not reached in some task. Raises ValueError
-    for other shapes."""
+    """Summarizes strengths, (R, N, E, K) or (R, K), in a dict. half_times (K,), staggering,
+    late_staggering (at 0.9) and within are geometric means over tasks, intervals ± 2 standard
+    errors; bounds say if a mode is not reached in some task. Other shapes raise ValueError."""
     if strength.ndim == 2:
         strength = strength[:, None, None]
     if strength.ndim != 4:

@@ -10,11 +10,9 @@ r"""Meta-Learners: networks that learn a task in their activations, and the loop
 
 References: Rabinowitz 2019, arXiv 1905.01320; Hochreiter et al. 2001 (an LSTM trained across tasks
 learns to learn); Duan et al. 2016, arXiv 1611.02779, and Wang et al. 2016, arXiv 1611.05763 (RL^2);
-Jordan et al. 2024 (Muon). This file imports none of the others, so you can copy it alone; a task
-distribution is anything with the methods of those in tasks.py. It leaves out discounted returns.
+Jordan et al. 2024 (Muon). This file imports none of the others, so you can copy it alone. A task
+distribution needs the methods of those in tasks.py. It leaves out discounted returns.
 """
-import math
-
 import torch
 from torch import nn
 
@@ -23,12 +21,9 @@ class Network(nn.Module):
     """A core, a ReLU layer and a linear head. The core is made and called like nn.LSTM:
     core(inputs, hidden, layers, batch_first=True), and then core(h (B, T, Din), state) returns
     outputs (B, T, hidden) and the new state, a tensor (any, B, …) or a tuple of those.
-
     Weights start at torch's default, drawn from `generator`, but the input weights of nn.LSTM and
     nn.GRU at U(-1, 1) * input_gain / sqrt(inputs). torch divides by sqrt(hidden) however few inputs
-    there are, which is so little that contexts and waves long look alike (ours).
-    """
-
+    there are, which is so little that contexts and waves long look alike (ours)."""
     def __init__(self, inputs, outputs, hidden, layers, generator, core=nn.LSTM, input_gain=1.0):
         super().__init__()
         with torch.random.fork_rng(devices=()):           # torch draws where our generator stands
@@ -42,8 +37,7 @@ class Network(nn.Module):
             generator.set_state(torch.get_rng_state())
 
     def forward(self, inputs, state=None):
-        """Maps inputs (B, T, Din) on any device and a state to outputs (B, T, Dout) and the new
-        state, both on the device of the weights; called like nn.LSTM."""
+        """Inputs (B, T, Din) on any device and a state to outputs (B, T, Dout) and a new state."""
         h, state = self.core(inputs.to(self.head.weight.device), state)
         return self.head(self.decoder(h)), state
 
@@ -59,11 +53,9 @@ def shift_right(y):
     return nn.functional.pad(y, (0, 0, 1, 0))
 
 class MetaLearner(Network):
-    """Learns a tasks.FeatureRegression within an episode: it sees (x_t, x_{t-1}, y_{t-1}) and
-    guesses y_t. Its weights stay fixed meanwhile. Second-hand notes say that Rabinowitz shows
-    (x_t, y_{t-1}); with x_{t-1}, one layer can bind an input to its answer (ours). size, more: see
-    `Network`."""
-
+    """Learns a tasks.FeatureRegression within an episode, with fixed weights: it sees (x_t,
+    x_{t-1}, y_{t-1}) and guesses y_t. Second-hand notes say that Rabinowitz shows (x_t, y_{t-1});
+    with x_{t-1}, one layer can bind an input to its answer (ours). size, more: see `Network`."""
     def __init__(self, distribution, *size, **more):
         seen = distribution.encode(torch.zeros(1, distribution.input_size)).shape[-1]
         super().__init__(2 * seen + distribution.outputs, distribution.outputs, *size, **more)
@@ -91,9 +83,8 @@ class MetaLearner(Network):
         return torch.stack(answers, 1)
 
     def loss(self, distribution, batch, generator, progress):
-        """Logarithm of the mean squared error on new episodes, averaged over trials. Bayes' guess
-        minimizes it, as it minimizes the plain mean. But in the plain mean, the large errors of the
-        first trials drown the small ones of the last (ours)."""
+        """Log of each trial's mean squared error on new episodes, averaged over trials, so large
+        errors of the first do not drown small ones of the last (ours). Bayes minimizes it, too."""
         x, y = distribution.episodes(distribution.sample(batch, generator), generator)
         guess = self.predict(x, y)
         return (guess - y.to(guess.device)).square().mean((0, 2)).log().mean()
@@ -102,7 +93,6 @@ class MetaAgent(Network):
     """Learns a tasks.ContextualBandit as an agent (RL^2: Duan et al. 2016, Wang et al. 2016). From
     the context and the previous trial it computes logits of the actions, and a baseline that
     predicts the reward. entropy: initial weight of the entropy bonus. size, more: see `Network`."""
-
     def __init__(self, distribution, *size, entropy=0.02, **more):
         C, A = distribution.contexts, distribution.actions
         super().__init__(2 * C + A + 1, A + 1, *size, **more)
@@ -138,19 +128,16 @@ class MetaAgent(Network):
         return torch.cat([*one_hots, reward[..., None]], -1)
 
     def loss(self, distribution, batch, generator, progress):
-        """A loss whose gradient is a policy gradient, with a learned baseline b and an entropy
-        bonus that falls to zero: the mean over trials of
-        -log pi(a_t) (r_t - b_t) + 1/2 (r_t - b_t)^2 - entropy H(pi_t).
-        Each action is credited with its own reward alone (discount 0). This is *not* the gradient
-        of the whole return, which includes what an action reveals for later trials. The optimum is
-        the same, because in these bandits what is best now is best for later."""
+        """Policy gradient with a learned baseline b and an entropy bonus that falls to zero: the
+        mean over trials of -log pi(a_t) (r_t - b_t) + 1/2 (r_t - b_t)^2 - entropy H(pi_t).
+        Each action is credited with its own reward alone (discount 0), *not* with what it reveals
+        for later trials. Here the optimum is the same: what is best now is best for later, too."""
         correct, context, action_noise = distribution.episodes(
             distribution.sample(batch, generator), generator)
         # play trial by trial without a graph, then compute all trials at once with one
         action, reward, _ = distribution.play(self, correct, context, action_noise)
         previous = shift_right(self.encode_trial(context, action, reward))[:, :-1]
-        outputs, _ = self(self.inputs(context, previous))
-        action, reward = action.to(outputs.device), reward.to(outputs.device)
+        outputs = self(self.inputs(context, previous))[0].cpu()
         log_policy, baseline = outputs[..., :-1].log_softmax(-1), outputs[..., -1]
         advantage = reward - baseline
         chosen = log_policy.gather(-1, action[..., None])[..., 0]
@@ -159,14 +146,14 @@ class MetaAgent(Network):
         return (loss - self.entropy * (1 - progress) * entropy).mean()
 
 # ---------------------------------------------------------------- optimizers
-def default_optimizers(model, adam_lr=0.01, muon_lr=0.0, weight_decay=0.05):
+def default_optimizers(model, adam_lr=0.01, muon_lr=0.0):
     """AdamW. With a muon_lr, the hidden matrices of a Network have Muon in its place."""
-    hidden = [] if not muon_lr else [
-        p for part in (model.core, model.decoder) for p in part.parameters() if p.ndim == 2]
+    parts = (model.core, model.decoder) if muon_lr else ()
+    hidden = [p for part in parts for p in part.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden)]
-    optimizers = [torch.optim.AdamW(rest, lr=adam_lr, weight_decay=weight_decay, fused=True)]
+    optimizers = [torch.optim.AdamW(rest, lr=adam_lr, fused=True)]
     if hidden:
-        optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=weight_decay))
+        optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.05))
     return optimizers
 
 # ---------------------------------------------------------------- the outer loop
@@ -174,41 +161,28 @@ def learning_rate_factor(step, steps):
     """Rises to 1 over the first 2% of the steps and falls linearly to 0 over the last 80%."""
     return min(1, (step + 1) / (0.02 * steps + 1), (steps - step) / (0.8 * steps))
 
-def spaced_steps(first, last, count):
-    """0, and `count` steps evenly spaced in their logarithm; some may coincide."""
-    spaced = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
-    return sorted({0, *spaced.round().int().tolist()})
-
 def train(model, distribution, steps, batch, generator, optimizers=None, checkpoint=None,
-          snapshot=None):
-    """The outer loop: trains a model on new tasks. Returns the snapshots, each with its "step".
-
+          report=None):
+    """The outer loop: trains a model on new tasks.
     model: anything with loss(distribution, batch, generator, progress), progress from 0 to 1.
     optimizers: a list (default: `default_optimizers`); each group's own rate is its peak.
-    checkpoint: a Path from which an interrupted call resumes exactly, if it was made with these
-    arguments. snapshot(step): a dict of tensors, taken at some 40 steps. Raises ValueError if the
-    checkpoint is damaged or another call's, and FloatingPointError if a loss or its gradient is not
-    finite.
-    """
+    checkpoint: a Path from which the same call resumes exactly. report(step) is called before
+    each update. Raises ValueError if the checkpoint is damaged or another call's, and
+    FloatingPointError if a loss or its gradient is not finite."""
     optimizers = default_optimizers(model) if optimizers is None else optimizers
-    peaks = [group["lr"] for each in optimizers for group in each.param_groups]
     fixed = torch.Generator().manual_seed(0)              # episodes tell distributions apart
     episodes = distribution.episodes(distribution.sample(8, fixed), fixed)
     size = sum(p.numel() for p in model.parameters())
-    call = torch.cat([torch.tensor([steps, batch, size, *peaks], dtype=torch.float64),
-                      *(part.flatten() for part in episodes)])
-    first, snapshots = 0, []
-    if checkpoint and checkpoint.exists():
-        first, snapshots = load(checkpoint, call, model, optimizers, generator)
     groups = [group for each in optimizers for group in each.param_groups]
-    snapshot_steps = spaced_steps(max(1, steps / 200), steps, 40) if snapshot else []
-    for step in range(first, steps + 1):
-        # measure before the update, so step 0 is the untrained model
-        if step in snapshot_steps:
-            with torch.no_grad():
-                snapshots.append(dict(step=step) | snapshot(step))
-        if step == steps:
-            return snapshots
+    peaks = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+    call = [steps, batch, size, *peaks, *(part.double().sum().item() for part in episodes)]
+    first = 0
+    if checkpoint and checkpoint.exists():
+        first = load(checkpoint, call, model, optimizers, generator)
+    groups = [group for each in optimizers for group in each.param_groups]
+    for step in range(first, steps):
+        if report:
+            report(step)
         # new episodes, loss and gradient
         loss = model.loss(distribution, batch, generator, step / steps)
         model.zero_grad()
@@ -223,29 +197,29 @@ def train(model, distribution, steps, batch, generator, optimizers=None, checkpo
         for each in optimizers:
             each.step()
         if checkpoint and ((step + 1) % max(1, steps // 25) == 0 or step + 1 == steps):
-            save(checkpoint, call, step + 1, model, optimizers, generator, snapshots)
+            save(checkpoint, call, step + 1, model, optimizers, generator)
 
 # ---------------------------------------------------------------- the checkpoint
-def save(path, call, step, model, optimizers, generator, snapshots):
+def save(path, call, step, model, optimizers, generator):
     """Saves atomically all that `train` needs to continue from `step`."""
     state = dict(call=call, step=step, model=model.state_dict(), generator=generator.get_state(),
-                 optimizers=[each.state_dict() for each in optimizers], snapshots=snapshots)
+                 optimizers=[each.state_dict() for each in optimizers])
     unfinished = path.with_name("unfinished-" + path.name)
     torch.save(state, unfinished)
     unfinished.replace(path)
 
 def load(path, call, model, optimizers, generator):
-    """Restores what `save` saved. Returns the next step and the snapshots so far."""
+    """Restores what `save` saved of the same call. Returns the next step."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         there = state["call"]
     except Exception as error:                            # torch raises a dozen different ones
         raise ValueError(f"{path} is no checkpoint, or a damaged one: delete it") from error
-    if there.shape != call.shape or not torch.allclose(there, call, atol=1e-5):
+    if there != call:
         raise ValueError(f"{path} belongs to another call: steps, batch, rates, the size of the "
                          "model or the task distribution differ")
     model.load_state_dict(state["model"])
     for each, saved in zip(optimizers, state["optimizers"], strict=True):
         each.load_state_dict(saved)
     generator.set_state(state["generator"])
-    return state["step"], state["snapshots"]
+    return state["step"]

@@ -23,11 +23,13 @@ import ast
 import contextlib
 import csv
 import ctypes
+import functools
 import hashlib
 import inspect
 import json
 import math
 import operator
+import re
 import sys
 import textwrap
 import time
@@ -46,8 +48,7 @@ import tasks
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 
 def setting(default, help, low=None, high=2 ** 31 - 1):
-    """A field of a dataclass of settings, an int, float, str or tuple of floats, with its help and
-    what is allowed."""
+    """A field of settings: an int, float, str or tuple of floats, its help and its bounds."""
     return field(default=default, metadata=dict(help=help, low=low, high=high))
 
 @dataclass
@@ -89,8 +90,8 @@ class Run:
             value, low, high = getattr(self, each.name), said["low"], said["high"]
             try:
                 value = convert[each.type](value)
-                numbers = np.atleast_1d(0 if low is None else value)
-                valid = numbers.size and all((low or 0) <= x <= high for x in numbers)
+                valid = value != () and (
+                    low is None or all(low <= x <= high for x in np.ravel(value)))
             except (KeyError, TypeError, ValueError):
                 valid = False
             if not valid:
@@ -125,7 +126,7 @@ GAINS = 0.01, 0.1, 0.3, 1.0, 3.0, 10.0                    # the Learner's dial, 
 class LinReg(Run):
     """Linear regression: the singular modes of a linear map, after Saxe et al. 2013."""
     hidden: int = 256
-    outer_steps: int = 4000
+    outer_steps: int = 6000
     batch: int = 64
     adam_lr: float = 0.008
     skew: float = setting(0.0, "how the variance of column k falls: as k^(-2 skew)", low=-1, high=1)
@@ -153,51 +154,49 @@ def linreg(config, checkpoint=None):
     steps = torch.tensor(evenly_spaced(config.learner_steps))
     repeats = distribution.repeats(W, config.learner_repeats, generator_for(config, "repeats"))
 
-    def add_learner(system, label, layers, gain, **online):
-        """Trains a linear network with the step size that its gain allows, and adds its law."""
-        target, slower = repeats[:, :layers[0].shape[1]], max(1.0, gain)
+    def add_learner(system, label, layers, gain=None, **online):
+        """Trains a linear network, with smaller steps if its gain is above 1, and adds its law."""
+        target, slower = repeats[:, :layers[0].shape[1]], max(1.0, gain or 0.0)
         maps = learners.linear_network(target, layers, lr / slower, steps.tolist(), **online)
-        column = distribution.columns(target) if target.shape[1] > 1 else None
-        time = steps if online else steps / slower
-        results.add(system, label, "trials" if online else "steps", time,
-                    distribution.strength(maps, target), column)
-        if len(layers) == 2 and not online:
-            results[f"{system}/gain"] = gain
-            results[f"{system}/theory_half_times"] = learners.gain_half_times(s, gain) / lr
-        if target.shape[1] == 1:
-            results[f"{system}/theory"] = learners.gain_law(s, gain, lr * time) / s
+        law = {} if gain is None else dict(
+            gain=gain, theory_half_times=learners.gain_half_times(s, gain) / lr)
+        results.add(system, label, "trials" if online else "steps", steps / slower,
+                    distribution.strength(maps, target), **law)
 
     results.log("Learners: a small start, torch's default start, one layer, online")
-    for system, label, widths, std_, gain, online in (
-            ("learner", "Learner", [dim, width, dim], std, None, {}),
-            ("default_start", "torch's default start", [dim, width, dim], None, None, {}),
-            ("one_layer", "One layer", [dim, dim], std, 1.0, {}),
-            ("online", "Learner, online", [dim, width, dim], std, None, dict(online=True))):
+    for system, label, widths, start, more in (
+            ("learner", "Learner", [dim, width, dim], std, {}),
+            ("default_start", "torch's default start", [dim, width, dim], None, {}),
+            ("one_layer", "One layer", [dim, dim], std, {}),
+            ("online", "Learner, online", [dim, width, dim], std, dict(online=True))):
         generator = generator_for(config, "learners")
-        layers = learners.init_layers(repeats.shape[:2], widths, generator, std_)
-        gain = gain or learners.expected_gain(dim, width, std_)
-        add_learner(system, label, layers, gain,
-                    **online and dict(online, noise=config.noise, generator=generator))
+        layers = learners.init_layers(repeats.shape[:2], widths, generator, start)
+        if more:
+            more |= dict(noise=config.noise, generator=generator)
+        elif len(layers) == 2:
+            more = dict(gain=learners.expected_gain(dim, width, start))
+        add_learner(system, label, layers, **more)
+        results[f"{system}/column"] = distribution.columns(repeats)
     results["one_layer/theory"] = -torch.expm1(-lr * steps[:, None]).expand(-1, dim)
 
     results.log("the Learner's dial: layers with a product of zero and a given gain")
     for gain in GAINS:                                    # all repeats are alike, so one is enough
         layers = learners.gain_layers((len(W), 1), dim, max(width, 2 * dim), gain)
         add_learner(f"gain_{gain:g}", f"Gain {gain:g}", layers, gain)
+        law = learners.gain_law(s, gain, lr * steps / max(1, gain))
+        results[f"gain_{gain:g}/theory"] = law / s
 
-    model = meta.MetaLearner(distribution, config.hidden, config.layers,
-                             generator_for(config, "initialization"), input_gain=config.input_gain)
     episodes = measure_both_loops(
-        results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
+        results, distribution, W, meta.MetaLearner, tasks.Bayes, checkpoint)
     repeats, _, x, y = episodes
-    results["meta/column"] = results["bayes/column"] = distribution.columns(repeats)
-    one_step = tasks.OneStep(distribution)
+    one_step, column = tasks.OneStep(distribution), distribution.columns(repeats)
+    results["meta/column"] = results["bayes/column"] = column
     results.add("one_step", "One gradient step", "trials", results["bayes/time"],
-                distribution.inner_loop(one_step, *episodes)[0], distribution.columns(repeats))
-    results["one_step/theory_by_column"] = one_step.half_times()
+                distribution.inner_loop(one_step, *episodes)[0], column=column,
+                theory_by_column=one_step.half_times())
 
     results.log("Learner trained to convergence on the first t trials, for each t")
-    trials, few = meta.spaced_steps(1, config.trials, 10), config.converged_episodes
+    trials, few = log_spaced(config.trials, 10), config.converged_episodes
     seen = (torch.arange(config.trials) < torch.tensor(trials)[:, None])[:, None, None, :, None]
     x, y = ((seen * z[:, :few]).mT for z in (x, y))       # (Q, N, E, D, T), 0 after t trials
     layers = learners.init_layers(x.shape[:3], [dim, width, dim],
@@ -205,7 +204,8 @@ def linreg(config, checkpoint=None):
     # 200 steps of Adam fit every noisy answer that a linear map can fit
     maps = [learners.linear_network(Y, start, 0.01, [200], learners.ADAM, inputs=X)[0]
             for X, Y, *start in zip(x, y, *layers)]       # one t at a time, to save memory
-    results.add_converged(trials, distribution.strength(torch.stack(maps), repeats[:, :few]))
+    results.add("converged", "Learner, converged", "trials", trials,
+                distribution.strength(torch.stack(maps), repeats[:, :few]))
     return results
 
 LinReg.experiment = linreg
@@ -217,7 +217,7 @@ CONVERGED = 300              # gradient steps: twice as many move no half-time b
 class NonlinReg(Run):
     """Nonlinear regression: the frequencies of a function, after Rahaman et al. 2018."""
     layers: int = 2
-    outer_steps: int = 2000
+    outer_steps: int = 2800
     input_gain: float = 3.0
     adam_lr: float = 0.005
     muon_lr: float = 0.08
@@ -278,18 +278,17 @@ def nonlinreg(config, checkpoint=None):
     results.add("online", "Learner, online", "trials", steps,
                 distribution.waves(f.unflatten(1, (-1, repeats)), x, W))
 
-    model = meta.MetaLearner(distribution, config.hidden, config.layers,
-                             generator_for(config, "initialization"), input_gain=config.input_gain)
     _, _, seen, answers = measure_both_loops(
-        results, distribution, W, model, tasks.Bayes(distribution), checkpoint)
+        results, distribution, W, meta.MetaLearner, tasks.Bayes, checkpoint)
 
     results.log("Learner trained to convergence on the first t trials, for each t")
-    trials, few = meta.spaced_steps(1, config.trials, 8), config.converged_episodes
+    trials, few = log_spaced(config.trials, 8), config.converged_episodes
     seen, answers = encode(seen[:, :few]), answers[:, :few, :, 0]
     generator = generator_for(config, "learners")
     f = [learners.relu_network(seen[..., :t, :], answers[..., :t], lr, [CONVERGED], **sizes,
                                generator=generator) for t in trials]
-    results.add_converged(trials, distribution.waves(torch.cat(f), x, W))
+    results.add("converged", "Learner, converged", "trials", trials,
+                distribution.waves(torch.cat(f), x, W))
     return results
 
 NonlinReg.experiment = nonlinreg
@@ -299,7 +298,7 @@ NonlinReg.experiment = nonlinreg
 class Bandit(Run):
     """Contextual bandits: the correct action in each context, after Schaul et al. 2019."""
     hidden: int = 96
-    outer_steps: int = 1500
+    outer_steps: int = 1200
     input_gain: float = 5.0
     adam_lr: float = 0.02
     trials: int = 60
@@ -328,7 +327,7 @@ def bandit(config, checkpoint=None):
     correct = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
 
     results.log("Learners: shared bias, a bias for each context, and online (one trial a step)")
-    steps = meta.spaced_steps(1, config.learner_steps, 120)
+    steps = log_spaced(config.learner_steps, 120)
     for system, label, unit, shared in (("learner", "Learner", "steps", True),
                                         ("own_biases", "Own biases", "steps", False),
                                         ("online", "Learner, online", "trials", True)):
@@ -340,11 +339,8 @@ def bandit(config, checkpoint=None):
                                      generator)
         results.add(system, label, unit, steps, distribution.strength(J))
 
-    model = meta.MetaAgent(distribution, config.hidden, config.layers,
-                           generator_for(config, "initialization"), entropy=config.entropy,
-                           input_gain=config.input_gain)
-    measure_both_loops(
-        results, distribution, correct, model, tasks.BayesAgent(distribution), checkpoint)
+    agent = functools.partial(meta.MetaAgent, entropy=config.entropy)
+    measure_both_loops(results, distribution, correct, agent, tasks.BayesAgent, checkpoint)
     results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
     return results
 
@@ -361,6 +357,10 @@ def evenly_spaced(last, count=400):
     """About `count` evenly spaced steps from 0 to `last`, both included."""
     return [*range(0, last, max(1, last // count)), last]
 
+def log_spaced(last, count):
+    """0, and `count` whole numbers up to `last` evenly spaced in their logarithm, without doubles."""
+    return sorted({0, *np.geomspace(1, last, count).round().astype(int).tolist()})
+
 class Results(dict):
     """What a run measured: NumPy arrays by name.
 
@@ -369,7 +369,6 @@ class Results(dict):
     SYSTEM/theory (R, K), theory_half_times (K,)       its closed form
     performance/SYSTEM (n, T), excess/SYSTEM ()        loss or reward on new tasks; its last excess
     probe/SYSTEM (T + 1,)                              R^2 of the probe
-    outer_loop/step (P,), strength (P, N, E, K), score (P,)
     modes (K,)                                         their names
     """
 
@@ -387,20 +386,12 @@ class Results(dict):
         """Prints what happens now, and how many seconds the run has taken so far."""
         print(f"{time.perf_counter() - self.begun:6.0f} s  {words}", file=sys.stderr, flush=True)
 
-    def add(self, system, label, unit, time, strength, column=None):
-        """Adds a system's strengths (R, N, E, K) at times (R,), with its label and unit of time,
-        and the column in which each mode stood, (N, E, K), if it has one."""
-        self[f"{system}/label"] = label, unit
-        if column is not None:
-            self[f"{system}/column"] = column
-        self[f"{system}/time"] = time
-        self[f"{system}/strength"] = strength
-
-    def add_converged(self, trials, strength):
-        """Adds a Learner that converged on the first t trials, and Bayes on the same trials."""
-        self.add("converged", "Learner, converged", "trials", trials, strength)
-        same = self["bayes/strength"][trials][:, :, :strength.shape[2]]
-        self.add("bayes_as_converged", "Bayes, same episodes", "trials", trials, same)
+    def add(self, system, label, unit, time, strength, **more):
+        """Adds a system's strengths (R, N, E, K) at times (R,), its label and unit of time, and
+        more arrays, such as the column in which each mode stood."""
+        arrays = dict(label=(label, unit), time=time, strength=strength, **more)
+        for name, values in arrays.items():
+            self[f"{system}/{name}"] = values
 
     def systems(self):
         """The names of all systems, in the order in which they were measured."""
@@ -432,55 +423,48 @@ class Results(dict):
         score, *score_ci = learners.normalized_score(*(
             torch.from_numpy(self[f"performance/{system}"]).mean(1)
             for system in ("none", "meta", "bayes")))
-        excess, least = self["excess/meta"].item(), self["excess/bayes"].item()
-        strength = torch.from_numpy(self["outer_loop/strength"]).flatten(1, 2)[:, None]
-        # one training: its tasks are the repeats
-        trained = learners.describe(strength, torch.from_numpy(self["outer_loop/step"]))
-        systems = {system: learners.describe(*self.tensors(system)) for system in self.systems()}
-        for system, row in systems.items():
+        systems = {}
+        for system in self.systems():
+            systems[system] = learners.describe(*self.tensors(system))
             if f"{system}/column" in self:
-                row["by_column"] = learners.describe(*self.tensors(system, by_column=True))
-        for system, other in ("meta", "bayes"), ("converged", "bayes_as_converged"):
-            if system in systems:
-                both = self.tensors(system)[0], *self.tensors(other)
-                systems[system] |= dict(
-                    follows_bayes=learners.half_time_correlation(*both).tolist(),
-                    against_bayes=learners.half_time_ratio(*both).tolist())
+                systems[system]["by_column"] = learners.describe(*self.tensors(system, True))
+        both = self.tensors("meta")[0], *self.tensors("bayes")
+        systems["meta"]["follows_bayes"] = learners.half_time_correlation(*both).tolist()
+        excess, least = self["excess/meta"].item(), self["excess/bayes"].item()
         return dict(
             systems=systems, score=score, score_ci=score_ci, r_squared=self["probe/meta"].tolist(),
-            last_excess=excess / least if least > 1e-6 else math.nan,   # else Bayes is perfect
-            outer_loop={name: trained[name] for name in
-                        ("half_times", "staggering", "lower_bound")})
+            last_excess=excess / least if least > 1e-6 else math.nan)   # else Bayes is perfect
 
-def measure_both_loops(results, distribution, W, model, bayes, checkpoint=None):
-    """Trains the Meta-Learner `model`, measuring along the way its score on held-out tasks and its
-    strengths at the last trial on the evaluation tasks W. Then measures what it and Bayes learn
-    within the same episodes of W, and returns those."""
+def measure_both_loops(results, distribution, W, network, optimum, checkpoint=None):
+    """Trains a Meta-Learner and prints its score on held-out tasks along the way. Then measures
+    what it and Bayes learn within the same episodes of the tasks W, and returns those. network
+    is a class like meta.MetaLearner, and optimum one like tasks.Bayes."""
     config, device, last = results.config, available_device(results.config.device), {}
     results.log(f"outer loop, on {device}")
+    bayes, model = optimum(distribution), network(
+        distribution, config.hidden, config.layers, generator_for(config, "initialization"),
+        input_gain=config.input_gain)
     generator = generator_for(config, "test")
     test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
     some = [part[:256] for part in test]
     never, best = distribution.never_learns(*some).mean(1), distribution.score(bayes, *some).mean(1)
-    few = distribution.evaluation_episodes(W, 2, generator_for(config, "snapshots"))
 
-    def snapshot(step):
-        """Measures the model at an outer step, and prints its score."""
-        now, (strength, _) = time.perf_counter(), distribution.inner_loop(model, *few)
-        score = learners.normalized_score(never, distribution.score(model, *some).mean(1), best)[0]
-        if last and 10 * step >= config.outer_steps:
+    def report(step):
+        """Prints the model's score ten times, and how long the rest of the steps will take."""
+        if step % max(1, config.outer_steps // 10):
+            return
+        now, score = time.perf_counter(), distribution.score(model, *some).mean(1)
+        if last:
             seconds = (now - last["time"]) / (step - last["step"]) * (config.outer_steps - step)
-            results.log(f"outer step {step} of {config.outer_steps}, score {score:.2f}; "
-                        f"{seconds:.0f} s left for the outer loop")
+            results.log(f"outer step {step} of {config.outer_steps}, score "
+                        f"{learners.normalized_score(never, score, best)[0]:.2f}; {seconds:.0f} s "
+                        "left for the outer loop")
         last.update(step=step, time=now)
-        return dict(score=torch.tensor(score), strength=strength[-1].clone())
 
     optimizers = meta.default_optimizers(model.to(device), config.adam_lr, config.muon_lr)
-    snapshots = meta.train(
-        model, distribution, steps=config.outer_steps, batch=config.batch, optimizers=optimizers,
-        generator=generator_for(config, "tasks"), checkpoint=checkpoint, snapshot=snapshot)
-    for name in "step", "score", "strength":
-        results[f"outer_loop/{name}"] = torch.stack([torch.as_tensor(s[name]) for s in snapshots])
+    meta.train(model, distribution, steps=config.outer_steps, batch=config.batch,
+               optimizers=optimizers, generator=generator_for(config, "tasks"),
+               checkpoint=checkpoint, report=report)
 
     results.log("what the Meta-Learner and Bayes learn within the same episodes")
     episodes = distribution.evaluation_episodes(
@@ -509,30 +493,28 @@ def table(results):
              f"and within a repeat; rank correlation between repeats\n\n{'':30}"
              f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}at 0.9 column within rank c."]
     for system, row in summary["systems"].items():
-        half_times = "".join(f"{format_number(t):>6}" for t in row["half_times"])
+        label, half_times = results[f"{system}/label"], map(format_number, row["half_times"])
+        index = format_number(row["staggering"], row["lower_bound"])
         low, high = map(format_number, row["staggering_ci"])
-        index, late, column = (format_number(each.get(name, math.nan), each.get(bound)) for
-                               each, name, bound in (
-            (row, "staggering", "lower_bound"), (row, "late_staggering", "late_lower_bound"),
-            (row.get("by_column", {}), "staggering", "lower_bound")))
-        within = format_number(row["within"], row["within_lower_bound"])
-        correlation = format_number(row["rank_correlation"])
-        lines.append(f"{'{} ({})'.format(*results[f'{system}/label']):30}{half_times}  "
-                     f"{f'{index} [{low}, {high}]':20}{late:>6}{column:>7}{within:>7}"
-                     f"{correlation:>8}")
+        column = row.get("by_column", dict(staggering=math.nan, lower_bound=False))
+        cells = [(row["late_staggering"], row["late_lower_bound"]),
+                 (column["staggering"], column["lower_bound"]),
+                 (row["within"], row["within_lower_bound"]), (row["rank_correlation"],)]
+        lines.append(f"{f'{label[0]} ({label[1]})':30}{''.join(f'{t:>6}' for t in half_times)}  "
+                     f"{f'{index} [{low}, {high}]':19}"
+                     + "".join(f"{format_number(*cell):>7}" for cell in cells))
     lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
                  "trial over Bayes': {}".format(summary["score"], *summary["score_ci"],
                                                 format_number(summary["last_excess"])))
-    if math.isnan(summary["last_excess"]):
-        lines.append("At the last trial the excess of Bayes is not measurably above 0: no ratio.")
-    if abs(getattr(results.config, "skew", 0)) > 0.5:
-        lines.append("At this skew the evaluation tasks are far out of the task distribution.")
-    if K == 1:
-        lines.append("An index compares modes: with a single one it is undefined.")
-    if not summary["score"] > 0.8:
-        lines.append("Warning: the score is below 0.8. An unfinished Meta-Learner has an order of "
-                     "its own;\ntry more outer steps, or smaller learning rates.")
-    return "\n".join(lines)
+    notes = {
+        "At the last trial the excess of Bayes is not measurably above 0: no ratio.":
+            math.isnan(summary["last_excess"]),
+        "At this skew the evaluation tasks are far out of the task distribution.":
+            abs(getattr(results.config, "skew", 0)) > 0.5,
+        "An index compares modes: with a single one it is undefined.": K == 1,
+        "Warning: the score is below 0.8. An unfinished Meta-Learner has an order of its own;\n"
+        "try more outer steps, or smaller learning rates.": not summary["score"] > 0.8}
+    return "\n".join(lines + [words for words, holds in notes.items() if holds])
 
 def panel(results, system, by_column=False):
     """A panel for plots.dynamics; plots.dynamics([panel]) is a slide."""
@@ -551,58 +533,54 @@ def panel(results, system, by_column=False):
 
 def figures(results):
     """All figures of a run by name."""
-    compared, clocks = ("learner", "meta", "bayes"), ("online", "converged", "meta")
-    systems = results.systems()
-    ablations = set(systems) - {*compared, *clocks, "bayes_as_converged", "one_step"}
-    groups = dict(dynamics=compared, ablations=ablations,
-                  by_trial=clocks if "online" in systems else ())
-    panels = {name: [panel(results, system) for system in systems if system in group]
-              for name, group in groups.items()}
+    systems, caption = results.systems(), results.config.name()
+    compared = [system for system in ("learner", "meta", "bayes") if system in systems]
+    controls = [system for system in systems if system not in [*compared, "one_step"]]
+    panels = dict(dynamics=[panel(results, system) for system in compared],
+                  controls=[panel(results, system) for system in controls])
     if "learner/column" in results:                       # the thesis: whose order is it?
         panels["order"] = [panel(results, system, by_column) for by_column in (False, True)
                            for system in compared]
         panels["one_step"] = [panel(results, system, by_column=True)
                               for system in ("one_step", "meta", "bayes")]
-
-    # two episodes of the Meta-Learner in the first task, and the average with all others of it
-    strength, time = results.tensors("meta")
-    curves = {"Episode 1": strength[:, 0, 0], "Episode 2": strength[:, 0, 1],
-              f"Average of {strength.shape[2]} episodes": strength[:, 0].mean(1)}
-    panels["episodes"] = [
-        dict(panel(results, "meta"), title=f"Meta-Learner\n{title}", stderr=None,
-             strength=curve.numpy(), half_times=learners.half_time(curve, time).numpy())
-        for title, curve in curves.items()]
-
-    # the outer loop: strengths at the last trial, and the score
-    steps = dict(time=results["outer_loop/step"], axes=dict(xlabel="outer steps"), log=True)
-    panels["outer_loop"] = [
-        dict(steps, title="Strength at the last trial", labels=results["modes"],
-             strength=results["outer_loop/strength"].mean((1, 2))),
-        dict(steps, title="Score: 1 is Bayes", labels=["score"],
-             strength=results["outer_loop/score"][:, None])]
-    caption = results.config.name()
     drawn = {name: plots.dynamics(those, caption) for name, those in panels.items() if those}
+    drawn["repeats"] = plots.lines([repeats_panel(results, system) for system in compared], caption)
     if "gain_1/time" in results:
         drawn["gain"] = plots.lines([gain_panel(results)], caption)
     return drawn
 
+def repeats_panel(results, system):
+    """Half-times in ten repeats of the first task, and of the average over all of them."""
+    strength, time = results.tensors(system)
+    label, unit = results[f"{system}/label"]
+    repeats = [strength[:, 0, i:i + 1].mean(1) for i in range(min(10, strength.shape[2]))]
+    half_times = learners.half_time(torch.stack([*repeats, strength[:, 0].mean(1)], 1), time)
+    place = np.array([*range(1, len(repeats) + 1), len(repeats) + 2.5])
+    modes = results["modes"]
+    side = np.linspace(-0.2, 0.2, len(modes))             # five are seen to be five
+    curves = [dict(x=place + side[k], y=half_times[:, k], label=mode, ls="",
+                   marker=plots.MARKERS[k % 5], color=plots.shade(k / max(1, len(modes) - 1)))
+              for k, mode in enumerate(modes)]
+    return dict(curves=curves, axes=dict(
+        title=label, ylabel=f"half-time ({unit})", xticks=[len(repeats) / 2 + 0.5, place[-1]],
+        xticklabels=[f"{len(repeats)} repeats", "average"]))
+
 def gain_panel(results):
     """The Learner's dial: its index against its gain, in theory and measured; no lower bounds."""
     s = torch.tensor(sorted(results.config.singular_values, reverse=True))
-    gains, systems = torch.logspace(-3, 2, 100), results.summary["systems"]
+    gains = torch.logspace(-3, 2, 100)
     half_times = learners.gain_half_times(s, gains[:, None])                # (100, K)
     curves = [dict(x=gains, y=half_times[:, -1] / half_times[:, 0], label="theory", color="black",
                    ls="--")]
-    looks = dict(learner=("D", plots.shade(0), "Learner's start"), gain_1=(
-        "o", "0.4", "layers with a product of zero"), default_start=(
-        "^", plots.shade(1), "torch's default start"))
-    for system, row in systems.items():
+    looks = dict(learner=("D", 0, "Learner's start"), default_start=("^", 1, "torch's default"),
+                 gain_1=("o", 0.5, "layers with a product of zero"))
+    for system, row in results.summary["systems"].items():
         if f"{system}/gain" in results and not row["lower_bound"]:
             index, (low, high) = row["staggering"], row["staggering_ci"]
-            marker, color, label = looks.get(system, ("o", "0.4", "_"))
+            marker, place, label = looks.get(system, ("o", 0.5, "_"))       # _: not in the legend
             curves.append(dict(
                 x=[results[f"{system}/gain"]], y=[index], yerr=[[index - low], [high - index]],
-                label=label, ls="", ms=10, marker=marker, color=color, zorder=3 + (marker != "o")))
+                label=label, ls="", ms=10, marker=marker, color=plots.shade(place), zorder=3))
     return dict(curves=curves, axes=dict(title="The larger the initial gain, the smaller the index",
                 xlabel="initial gain", ylabel="staggering index", xscale="log"))
 
@@ -620,7 +598,6 @@ def run(config, folder=None, fresh=False):
         np.savez(folder / "unfinished-results.npz", **results)
         (folder / "unfinished-results.npz").replace(folder / "results.npz")
     write_json(folder / "summary.json", results.summary)
-    write_tables(results, folder)
     for name, figure in figures(results).items():
         figure.savefig(folder / f"{name}.png")
     results.log("done")
@@ -647,14 +624,14 @@ def open_folder(config, folder=None, fresh=False):
     differs = [f"{name} {there.get(name)} there, {value} here"
                for name, value in here.items() if name != "code" and there.get(name) != value]
     if not (folder / "results.npz").exists():             # a finished run may be of other code
-        differs += [f"{name} changed since" for name in changed_files(there, here)]
+        differs += [f"{name} changed since" for name in changed_parts(there, here)]
     if differs:
         raise ValueError(f"{folder} holds another run ({', '.join(differs)}); choose another "
                          "folder, or replace that run with --fresh (fresh=True)")
     return folder
 
-def changed_files(there, here):
-    """Which files of the code differ between two contents of config.json."""
+def changed_parts(there, here):
+    """Which parts of the code differ between two contents of config.json."""
     return [name for name, digest in here["code"].items() if there["code"].get(name) != digest]
 
 def read_config(folder):
@@ -667,21 +644,16 @@ def read_config(folder):
                      "folder")
 
 def code_version(config):
-    """A digest of each file that makes the numbers of a run, comments and docstrings aside."""
-    files = {module.__file__ for module in (tasks, learners, meta)} | {__file__}
-    own = getattr(sys.modules.get(type(config).__module__), "__file__", "")
-    sources = {Path(path).name: Path(path).read_text(encoding="utf-8")
-               for path in files | {own} if Path(path).is_file()}
-    if not Path(own).is_file():                           # a family of a notebook
-        with contextlib.suppress(OSError, TypeError):
-            sources["the experiment"] = textwrap.dedent(inspect.getsource(config.experiment))
-    digests = {}
-    for name, source in sources.items():
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                node.value = ast.Constant(None)           # a docstring
-        digests[name] = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    """A digest of each part of the code that makes a run's numbers, comments and docstrings aside."""
+    digests, own = {}, sys.modules.get(type(config).__module__)
+    for part in tasks, learners, meta, sys.modules[__name__], own, config.experiment:
+        with contextlib.suppress(OSError, TypeError):     # what was typed in may have no source
+            tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                    node.value = ast.Constant(None)       # a docstring
+            name = Path(getattr(part, "__file__", part.__name__)).name
+            digests[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
     return digests
 
 def load(folder):
@@ -696,7 +668,7 @@ def load(folder):
             results = Results(config, **arrays)
     except Exception as error:                            # zipfile and numpy raise many kinds
         raise ValueError(f"{path} is missing, damaged or of another metadyn: {error}") from error
-    if changed := changed_files(there, dict(code=code_version(config))):
+    if changed := changed_parts(there, dict(code=code_version(config))):
         print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it "
               "again", file=sys.stderr)
     return results
@@ -707,26 +679,6 @@ def write_json(path, values):
     unfinished = path.with_name(f"unfinished-{path.name}")
     unfinished.write_text(json.dumps(values, indent=1), encoding="utf-8")
     unfinished.replace(path)
-
-def write_csv(path, columns, rows):
-    """Writes rows under the names of their columns."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-
-def write_tables(results, folder):
-    """Writes dynamics.csv and performance.csv; modes count from 1."""
-    rows = []
-    for system in results.systems():
-        time, strength, stderr = results.curve(system)
-        rows += [(system, k + 1, *row) for k in range(strength.shape[1])
-                 for row in zip(time, strength[:, k], stderr[:, k])]
-    write_csv(folder / "dynamics.csv", ["system", "mode", "time", "strength", "stderr"], rows)
-    rows = []
-    for system in "none", "meta", "bayes":
-        values = torch.from_numpy(results[f"performance/{system}"])         # (n, T)
-        pairs = zip(values.mean(0).tolist(), learners.standard_error(values).tolist())
-        rows += [(system, trial, *pair) for trial, pair in enumerate(pairs)]
-    write_csv(folder / "performance.csv", ["system", "trial", "value", "stderr"], rows)
 
 # ---------------------------------------------------------------- the command line
 def flatten(values, path=""):
@@ -741,39 +693,38 @@ def flatten(values, path=""):
 def compare(folders, out=None):
     """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv;
     half-times at each skew or tie in out/dials.png. Returns the most important numbers as text.
-    Raises ValueError for a folder without a finished run, and if another overview.csv would be
+    Raises ValueError for a folder without a finished run, and if a file of another kind would be
     overwritten."""
-    columns, runs, configs = ["run", "number", "mean", "sd"], {}, {}
+    runs, configs, columns, rows, lines = {}, {}, ["run", "number", "mean", "sd"], [], []
     for folder in folders:
         results = load(folder)
         name = replace(results.config, seed=0).name()
         configs[name] = results.config
-        runs.setdefault(name, {})[results.config.seed] = flatten(results.summary)
+        runs.setdefault(name, {})[f"seed{results.config.seed}"] = flatten(results.summary)
     seeds = sorted({seed for by_seed in runs.values() for seed in by_seed})
-    rows, lines = [], [f"{'':56}mean +- standard deviation over seeds"]
     for run, by_seed in runs.items():
         for number in next(iter(by_seed.values())):
             values = [numbers.get(number, math.nan) for numbers in by_seed.values()]
             several = len(values) > 1 and np.isfinite(values).all()
-            mean, sd = np.mean(values), np.std(values, ddof=1) if several else math.nan
-            rows.append([run, number, mean, sd, *(
-                by_seed.get(seed, {}).get(number, math.nan) for seed in seeds)])
-            _, system, measure = f"//{number}".rsplit("/", 2)
-            if measure in ("score", "staggering", "rank_correlation") and system in (
-                    "", "learner", "meta", "bayes"):
-                bound = measure == "staggering" and any(
-                    numbers[f"systems/{system}/lower_bound"] for numbers in by_seed.values())
-                lines.append(f"{run:30} {system:9} {measure:16}{format_number(mean, bound):>6} +- "
-                             f"{format_number(sd)}")
+            row = [run, number, np.mean(values), np.std(values, ddof=1) if several else math.nan]
+            rows.append(row + [by_seed.get(seed, {}).get(number, "") for seed in seeds])
+            if number == "score" or re.fullmatch(
+                    "systems/(learner|meta|bayes)/(staggering|rank_correlation)", number):
+                bound = number.endswith("staggering") and any(
+                    numbers[number.replace("staggering", "lower_bound")]
+                    for numbers in by_seed.values())
+                lines.append(f"{run:30} {number.removeprefix('systems/'):26} "
+                             f"{format_number(row[2], bound):>6} +- {format_number(row[3])}")
     if out:
-        path = Path(out, "overview.csv")
+        path, dials = Path(out, "overview.csv"), Path(out, "dials.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         ours = path.exists() and path.read_text("utf-8").startswith(",".join(columns))
-        if not ours and (path.exists() or Path(out, "dials.png").exists()):
+        if not ours and (path.exists() or dials.exists()):
             raise ValueError(f"{out} holds an overview.csv or dials.png that is not of metadyn")
-        write_csv(path, columns + [f"seed{seed}" for seed in seeds], rows)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns + seeds, *rows])
         means = {run: {row[1]: row[2] for row in rows if row[0] == run} for run in runs}
-        plots.lines(dial_panels(configs, means), "mean over seeds").savefig(Path(out, "dials.png"))
+        plots.lines(dial_panels(configs, means), "mean over seeds").savefig(dials)
     return "\n".join(lines)
 
 def dial_panels(configs, means):
@@ -782,17 +733,15 @@ def dial_panels(configs, means):
     panels = {}
     for name, config in configs.items():
         family = config.experiment.__name__
-        panel = panels.setdefault(family, dict(curves=[], axes=dict(
-            title=family, xlabel="mode (linreg: column)", ylabel="half-time (trials)")))
+        curves = panels.setdefault(family, dict(curves=[], axes=dict(
+            title=family, xlabel="mode (linreg: column)", ylabel="half-time (trials)")))["curves"]
         dial = getattr(config, "tied", getattr(config, "skew", 0))
         for system, label, line in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
-            path = f"systems/{system}/by_column/half_times/"
-            if path + "1" not in means[name]:
-                path = path.replace("by_column/", "")
-            half_times = [mean for number, mean in means[name].items() if number.startswith(path)]
-            panel["curves"].append(dict(
-                x=np.arange(1, len(half_times) + 1), y=half_times, ls=line, marker="o",
-                label=f"{label}, {name}", color=plots.shade((dial + 1) / 3)))
+            half_times = [[mean for number, mean in means[name].items() if number.startswith(
+                f"systems/{system}/{path}half_times/")] for path in ("by_column/", "")]
+            y = half_times[0] or half_times[1]
+            curves.append(dict(x=range(1, len(y) + 1), y=y, ls=line, marker="o",
+                               label=f"{label}, {name}", color=plots.shade((dial + 1) / 3)))
     return list(panels.values())
 
 def make_parser():

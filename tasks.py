@@ -7,14 +7,13 @@ r"""Task distributions, each beside its exact Bayes-optimal predictor.
     x, y = distribution.episodes(W, generator)                  # (64, 20, 5), (64, 20, 5)
     loss = (Bayes(distribution).predict(x, y) - y).square().mean()
 
-Axis order: (B, T, D) for episodes, trials and dimensions. K counts modes and Q query points. To
-evaluate, we take E repeats of N tasks, each with an episode: (N, E, T, D). Strengths are
-(T + 1, N, E, K).
+Axis order: (B, T, D) for episodes, trials and dimensions. To evaluate, we take E repeats of N
+tasks, each with an episode: (N, E, T, D). Strengths of K modes are (T + 1, N, E, K).
 
 Every predictor of a regression, like meta.MetaLearner, answers two calls with its guesses:
     predict(x, y)    -> (B, T, Dy)         at y_t, given x_0 … x_t and y_0 … y_{t-1}
     probe(x, y, xq)  -> (B, T + 1, Q, Dy)  at xq (Q, Dx), before each trial and after the last
-In a bandit the place of the predictor is taken by an agent, described at `ContextualBandit`.
+A bandit has an agent instead, with the calls described at `ContextualBandit`.
 
 Reference: Rabinowitz 2019, arXiv 1905.01320. This file imports none of the others, so you can copy
 it alone. It leaves out data sets, loaders and plots.
@@ -23,10 +22,11 @@ import torch
 from torch.nn.functional import one_hot
 
 # ---------------------------------------------------------------- regression on fixed features
+@torch.no_grad()
 def in_chunks(function, *tensors, size=256):
-    """Applies a function to `size` episodes at a time to save memory: (B, ...) to (B, ...)."""
+    """Applies a function to `size` episodes at a time, to save memory: (B, ...), on the CPU."""
     chunks = zip(*(tensor.split(size) for tensor in tensors))
-    return torch.cat([function(*chunk) for chunk in chunks])
+    return torch.cat([function(*chunk).cpu() for chunk in chunks])
 
 def power_law(n, exponent):
     """n shares proportional to k^-exponent for k = 1 … n, summing to 1: (n,), float64."""
@@ -36,15 +36,12 @@ def power_law(n, exponent):
 class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var_j),   eps_t ~ N(0, noise^2 I).
 
-    A task is its weight matrix W (Dy, F). Feature j belongs to mode j modulo K. A subclass sets
-    `outputs` (Dy), `input_size` (Dx), `modes` (K), `weight_var` (F,), `noise` and `trials`, and
-    defines
+    A task is its weight matrix W (Dy, F). Feature j belongs to mode j modulo K. A subclass has
+    `outputs` (Dy), `input_size` (Dx), `modes` (K), `weight_var` (F,), `noise`, `trials` and
         features(x)                       phi: (..., Dx) to (..., F)
         inputs(n, generator)              random inputs (n, T, Dx)
         queries(generator)                the query points of the probe (Q, Dx)
-        evaluation_tasks(n, generator)    the tasks on which all systems are compared (n, Dy, F)
-    """
-
+        evaluation_tasks(n, generator)    the tasks on which all systems are compared (n, Dy, F)"""
     def sample(self, n, generator):
         """Draws n tasks: (n, Dy, F)."""
         W = torch.randn(n, self.outputs, len(self.weight_var), generator=generator)
@@ -86,11 +83,9 @@ class FeatureRegression:
         residual = (f - phi @ W_hat.mT).square().sum((-2, -1))
         return W_hat, residual, f.square().sum((-2, -1))
 
-    @torch.no_grad()
     def score(self, predictor, x, y):
         """Squared error of each episode and trial, averaged over outputs: (B, T), on the CPU."""
-        guess = in_chunks(lambda x, y: predictor.predict(x, y).cpu(), x, y)
-        return (guess - y).square().mean(-1)
+        return (in_chunks(predictor.predict, x, y) - y).square().mean(-1)
 
     def never_learns(self, x, y):
         """What a system scores that always guesses the mean, zero: (B, T)."""
@@ -100,26 +95,20 @@ class FeatureRegression:
         """A system's error at the last trial above the noise, from what `score` returned."""
         return losses[:, -1].mean() - self.noise ** 2
 
-    @torch.no_grad()
     def inner_loop(self, predictor, W, xq, x, y):
-        """Measures what a predictor has learned, on episodes from `evaluation_episodes`. Returns
-        strengths (T + 1, N, E, K), and the probe's R^2 (T + 1,): pooled over the episodes of a task
-        and averaged over tasks, 1 where there is nothing to explain."""
-        flat = x.flatten(0, 1), y.flatten(0, 1)
-        f = in_chunks(lambda x, y: predictor.probe(x, y, xq).cpu(), *flat)
+        """What a predictor learns in `evaluation_episodes`: strengths (T + 1, N, E, K), and the
+        probe's R^2 (T + 1,), pooled over a task's episodes, then averaged; 1 if guesses are 0."""
+        f = in_chunks(lambda x, y: predictor.probe(x, y, xq), x.flatten(0, 1), y.flatten(0, 1))
         W_hat, residual, total = (part.unflatten(0, x.shape[:2]) for part in self.fit(f, xq))
         r_squared = (1 - residual.sum(1) / total.sum(1).clamp_min(1e-12)).mean(0)
         strength = self.strength(W_hat, W[:, :, None])                      # (N, E, T + 1, K)
         return strength.movedim(2, 0).contiguous(), r_squared
 
 class Bayes:
-    """Exact posterior mean of a FeatureRegression, which minimizes the expected squared error.
-
-    Given the data, the rows of W are independent Gaussians with one common covariance P, so one
-    Kalman gain g serves all outputs. Source: recursive least squares. The Joseph form of the update
-    keeps P positive. A noise below 1e-6 is taken as 1e-6, because the data are float32 anyway.
-    """
-
+    """Exact posterior mean of a FeatureRegression, which minimizes the expected squared error, by
+    recursive least squares. The rows of W have one posterior covariance P, so one Kalman gain g
+    serves all outputs. The Joseph form of the update keeps P positive. A noise below 1e-6 is taken
+    as 1e-6, because the data are float32 anyway."""
     def __init__(self, distribution):
         self.distribution = distribution
 
@@ -127,8 +116,8 @@ class Bayes:
         """Posterior means of W before each trial and after the last: (B, T + 1, Dy, F)."""
         phi, y = self.distribution.features(x.double()), y.double()
         variance = max(self.distribution.noise, 1e-6) ** 2
-        identity = torch.eye(phi.shape[-1]).to(phi)
-        P = (self.distribution.weight_var.to(phi) * identity).expand(len(x), -1, -1)
+        P = torch.diag(self.distribution.weight_var).to(phi)                # (F, F), then (B, F, F)
+        identity = torch.eye(len(P)).to(phi)
         means = [phi.new_zeros(len(x), y.shape[-1], phi.shape[-1])]
         for t in range(x.shape[1]):
             p = phi[:, t, :, None]                                          # (B, F, 1)
@@ -149,15 +138,11 @@ class Bayes:
 
 class OneStep(Bayes):
     r"""One gradient step from zero on all trials so far, with the best rate for each column:
-    W_hat_t = sum_{i < t} y_i x_i^T diag(g_t),
-    g_{t,k} = v_k / ((t + 1) v_k + sum_j v_j + noise^2).
-
-    v_k is the variance of column k in a LinearRegression. These rates minimize the expected squared
-    error: with z = sum_i y_i x_{ik}, E[z w_k] = t v_k and E[z^2] = t ((t + 1) v_k + sum_j v_j +
+    W_hat_t = sum_{i < t} y_i x_i^T diag(g_t),   g_{t,k} = v_k / ((t + 1) v_k + sum v + noise^2),
+    where v_k is the variance of column k in a LinearRegression. These rates minimize the expected
+    squared error: with z = sum_i y_i x_{ik}, E[z w_k] = t v_k and E[z^2] = t ((t + 1) v_k + sum v +
     noise^2), because E[x^4] = 3 (derived here). Linear attention computes the same (von Oswald et
-    al. 2023). The mean strength of a column is t g_{t,k}, however strong it is.
-    """
-
+    al. 2023). The mean strength of a column is t g_{t,k}, however strong it is."""
     def maps(self, x, y):
         """W_hat before each trial and after the last: (B, T + 1, Dy, Dx)."""
         v, t = self.distribution.weight_var, torch.arange(x.shape[1] + 1)[:, None]
@@ -174,14 +159,10 @@ class OneStep(Bayes):
 class LinearRegression(FeatureRegression):
     r"""y = W x + eps,   x ~ N(0, I),   eps ~ N(0, noise^2 I).
 
-    Column k of W has variance proportional to k^(-2 skew), and the variances of a row sum to 1. In
-    evaluation tasks W = U diag(s) Pi, the columns are orthogonal, so they are the singular modes:
-    mode k is the one of length s_k. It stands in another column in every repeat, so its strength
-    says nothing about its prior. Second-hand notes give Rabinowitz's 20 trials; the rest is ours.
-
-    singular_values: s, largest first. There are as many dimensions.
-    """
-
+    Column k of W has variance proportional to k^(-2 skew), and the variances of a row sum to 1.
+    Evaluation tasks are U diag(s) Pi, with singular_values s (K,), largest first. The columns are
+    orthogonal, so they are the singular modes: mode k has length s_k. Repeats differ in Pi, so s_k
+    says nothing of the prior. Second-hand notes on Rabinowitz give 20 trials; the rest is ours."""
     def __init__(self, singular_values=(1.1, 0.8, 0.6, 0.4, 0.2), noise=0.1, trials=20, skew=0.0):
         self.singular_values = torch.tensor(singular_values, dtype=torch.float32)
         self.noise, self.trials = noise, trials
@@ -197,14 +178,12 @@ class LinearRegression(FeatureRegression):
         return torch.randn(n, self.trials, self.input_size, generator=generator)
 
     def evaluation_tasks(self, n, generator):
-        """n tasks U diag(s): (n, dim, dim). U is Haar-distributed: QR of a Gaussian, with the
-        diagonal of R made positive (Mezzadri 2007)."""
+        """n tasks U diag(s): (n, dim, dim). U is Haar: QR, with R_ii > 0 (Mezzadri 2007)."""
         Q, R = torch.linalg.qr(torch.randn(n, self.modes, self.modes, generator=generator))
         return Q * R.diagonal(dim1=-2, dim2=-1).sign()[:, None, :] * self.singular_values
 
     def repeats(self, W, n, generator):
-        """n repeats of each task (N, dim, dim), each with its columns in a new random order:
-        (N, n, dim, dim)."""
+        """n repeats of each task (N, dim, dim), columns in random order: (N, n, dim, dim)."""
         order = torch.rand(len(W), n, 1, self.modes, generator=generator).argsort(-1)
         return super().repeats(W, n, generator).gather(-1, order.expand(-1, -1, self.modes, -1))
 
@@ -228,11 +207,8 @@ class FourierRegression(FeatureRegression):
 
     `frequencies` are K whole numbers; mode k is the k-th of them. The variance of a_k and b_k is
     proportional to k^(-2 skew), k counting from 1, and sums to 1 over the modes. The posterior is
-    that of a Gaussian process with a band-limited kernel. A strength is a projection, so phase
-    counts; in the measure of Rahaman et al. 2018, |w_hat_k| / |w_k|, a shifted copy would score 1.
-    All of this is our choice.
-    """
-
+    that of a Gaussian process with a band-limited kernel. Phase counts in a strength; in Rahaman et
+    al. 2018, who measure |w_hat_k| / |w_k|, a shifted copy would score 1. All of this is ours."""
     def __init__(self, frequencies=(1, 2, 3, 4, 5), noise=0.1, trials=40, skew=0.0):
         self.frequencies = torch.as_tensor(frequencies)
         self.noise, self.trials = noise, trials
@@ -247,13 +223,11 @@ class FourierRegression(FeatureRegression):
 
     def encode(self, x):
         """The point (cos 2 pi x, sin 2 pi x) on the circle, for networks: (..., 1) to (..., 2). As
-        a number, 0 and 1 would look far apart (Basri et al. 2019)."""
-        phase = 2 * torch.pi * x
-        return torch.cat([phase.cos(), phase.sin()], -1)
+        numbers, 0 and 1 would look far apart (Basri et al. 2019)."""
+        return FourierRegression([1]).features(x)
 
     def waves(self, f, x, W):
-        """Strength of each wave of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at points
-        (Q, 1): (R, N, E, K)."""
+        """Strengths (R, N, E, K) of tasks W (N, 1, 2 K) in functions f (R, N, E, Q) at x (Q, 1)."""
         return self.strength(self.fit(f[..., None], x)[0], W[:, None])
 
     def inputs(self, n, generator):
@@ -267,7 +241,7 @@ class FourierRegression(FeatureRegression):
 
     def queries(self, generator):
         """A uniform grid on the circle, finer than the band needs: (Q, 1)."""
-        points = 2 * max(self.frequencies.tolist()) + 6
+        points = 2 * int(self.frequencies.max()) + 6
         return torch.arange(points)[:, None] / points
 
 # ---------------------------------------------------------------- contextual bandits
@@ -275,55 +249,48 @@ class ContextualBandit:
     r"""In each of C contexts, one of A actions is correct and pays 1; the others pay 0.
 
     A task is the vector of correct actions (C,); mode k is context k. Correct actions are drawn
-    uniformly and independently, but the first `tied` contexts always share theirs: with 1 none do,
-    and with 2, what is learned in context 1 holds in context 2. Second-hand notes give Rabinowitz's
-    bandit as 5 contexts and 5 actions; 60 trials and the tie are our choice. Raises ValueError
-    unless tied is 1 or 2 and A >= C - 1 >= 1, which `evaluation_tasks` needs.
+    uniformly and independently, but the first `tied` contexts always share theirs. Second-hand
+    notes give Rabinowitz's bandit as 5 contexts and 5 actions; 60 trials and the tie are ours.
+    Raises ValueError unless tied is 1 or 2 and A >= C - 1 >= 1, which `evaluation_tasks` needs.
 
     An agent answers four calls: reset(B) starts B episodes; act(contexts) gives the probabilities
     of the actions (B, A) in the contexts (B,) of the trial that is played; probe(contexts) gives
     them (B, Q, A) in any contexts (B, Q) before this trial, without effect; and
-    update(context, action, reward), (B,) each, ends the trial.
-    """
-
+    update(context, action, reward), (B,) each, ends the trial."""
     def __init__(self, contexts=5, actions=5, trials=60, tied=1):
         if tied not in (1, 2) or not 1 <= contexts - 1 <= actions:
             raise ValueError(f"{contexts} contexts, {actions} actions, tied {tied}: a bandit needs "
                              "2 or more contexts, at most one more than actions, and tied 1 or 2")
         self.contexts, self.actions, self.trials = contexts, actions, trials
         # contexts of one group share their correct action: 0, 1, 2, … or, tied, 0, 0, 1, …
-        self.group = (torch.arange(contexts) - (tied - 1)).clamp_min(0)
+        self.group = (torch.arange(contexts) - tied + 1).clamp_min(0)
 
     def sample(self, n, generator):
         """Draws n tasks: correct actions (n, C)."""
-        groups = int(self.group[-1]) + 1
-        return torch.randint(self.actions, (n, groups), generator=generator)[:, self.group]
+        size = n, int(self.group[-1]) + 1
+        return torch.randint(self.actions, size, generator=generator)[:, self.group]
 
     def episodes(self, correct, generator):
-        """Draws one episode for each task in correct (B, C). Returns the tasks, the contexts
-        (B, T), and the action noise: uniform numbers (B, T) that turn probabilities into actions.
-        """
+        """Draws one episode for each task in correct (B, C). Returns the tasks, contexts (B, T),
+        and action noise (B, T): uniform numbers that turn probabilities into actions."""
         shape = len(correct), self.trials
         contexts = torch.randint(self.contexts, shape, generator=generator)
         return correct, contexts, torch.rand(shape, generator=generator)
 
     def evaluation_tasks(self, n, generator):
-        """n times the same task (n, C), whatever the tie: contexts 1 and 2 share their correct
-        action, and each of the others has one of its own. Repeats make n blocks of it."""
+        """n times one task (n, C), tied or not: contexts 1 and 2 share an answer, no others do."""
         return (torch.arange(self.contexts) - 1).clamp_min(0).expand(n, -1)
 
     def repeats(self, correct, n, generator):
-        """n repeats of each task (N, C), each with its actions permuted in the same way for all
-        contexts: (N, n, C). This removes the order in which an agent happens to try actions, and
-        keeps which contexts share a correct action."""
+        """n repeats of each task (N, C), with actions permuted alike in all contexts: (N, n, C).
+        The order in which an agent happens to try actions then averages out; a tie remains."""
         order = torch.rand(len(correct), n, self.actions, generator=generator).argsort(-1)
         return order.gather(-1, correct[:, None].expand(-1, n, -1))
 
     @torch.no_grad()
     def play(self, agent, correct, contexts, action_noise, probe=False):
-        """Lets an agent play episodes from `episodes`. Returns its actions and rewards (B, T), and
-        J (B, T + 1, C): the probability of the correct action in every context, before each trial
-        and after the last, or None without `probe`."""
+        """Lets an agent play. Returns its actions and rewards (B, T) and, if `probe`, else None, J
+        (B, T + 1, C): the probability of the correct action in each context before trial 0 … T."""
         answers, actions, rewards, J = correct.gather(1, contexts), [], [], []
         agent.reset(len(correct))
         for t in range(self.trials + 1):
@@ -339,11 +306,9 @@ class ContextualBandit:
         return torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(J, 1) if J else None
 
     def evaluation_episodes(self, correct, n, generator):
-        """Draws n repeats of each task (N, n, C) and an episode for each: contexts and action noise
-        (N, n, T)."""
-        permuted = self.repeats(correct, n, generator)
-        _, contexts, action_noise = self.episodes(permuted.flatten(0, 1), generator)
-        return permuted, contexts.unflatten(0, (-1, n)), action_noise.unflatten(0, (-1, n))
+        """Draws n repeats of each task (N, n, C), each with contexts and action noise (N, n, T)."""
+        episodes = self.episodes(self.repeats(correct, n, generator).flatten(0, 1), generator)
+        return tuple(part.unflatten(0, (-1, n)) for part in episodes)
 
     def score(self, agent, correct, contexts, action_noise):
         """Reward of each episode and trial: (B, T)."""
@@ -359,8 +324,7 @@ class ContextualBandit:
         return 1 - strength[-1].mean()
 
     def inner_loop(self, agent, permuted, contexts, action_noise):
-        """Measures what an agent has learned, on episodes from `evaluation_episodes`. Returns
-        strengths (T + 1, N, E, C) and R^2 = 1 (T + 1,), because a policy is read directly."""
+        """Strengths (T + 1, N, E, C) in `evaluation_episodes`; R^2 = 1 (T + 1,): nothing is fit."""
         flat = [part.flatten(0, 1) for part in (permuted, contexts, action_noise)]
         J = in_chunks(lambda *parts: self.play(agent, *parts, probe=True)[2], *flat, size=2048)
         strength = self.strength(J).unflatten(0, permuted.shape[:2]).movedim(2, 0)
@@ -372,25 +336,19 @@ class ContextualBandit:
 
     def bayes_curve(self):
         """Expected J of the Bayes-optimal policy in each context before trial 0 … T: (T + 1, C).
-
-        J = E[min(n_t + 1, A)] / A,   n_t ~ Binomial(t, size of the context's group / C)
-
-        since each failure in any context of a group rules one action out (derived here). It holds
-        for tasks in which these contexts do share their correct action.
-        """
+        J = E[min(n_t + 1, A)] / A,   n_t ~ Binomial(t, size of the context's group / C),
+        since each failure in a group rules one action out (derived here). It holds for tasks in
+        which the contexts of a group do share their correct action."""
         n = torch.arange(self.trials + 1.0, dtype=torch.float64)
         rate = self.group.bincount()[self.group, None].double() / self.contexts         # (C, 1)
-        t = n[:, None, None]                                                # (T + 1, 1, 1)
-        binomial = torch.distributions.Binomial(t, rate, validate_args=False)
-        chance = torch.where(n <= t, binomial.log_prob(n).exp(), 0)         # (T + 1, C, T + 1)
+        n_t = torch.distributions.Binomial(n[:, None, None], rate, validate_args=False)
+        chance = n_t.log_prob(n).exp()                    # (T + 1, C, T + 1), 0 where n is above t
         return (chance * (n + 1).clamp_max(self.actions)).sum(-1) / self.actions
 
 class BayesAgent:
-    """The Bayes-optimal policy: uniform over the actions that can still be correct in the context
-    or in one that is tied to it. All of them are equally likely, and each rules out one action if
-    it fails, so the choice that is best now is best for later, too. Its calls are those of
-    `ContextualBandit`."""
-
+    """The Bayes-optimal policy: uniform over the actions that can still be correct. All of them are
+    equally likely, and each rules out one action if it fails, so the choice that is best now is
+    best for later, too. Its calls are those of `ContextualBandit`."""
     def __init__(self, distribution):
         self.group, self.actions = distribution.group, distribution.actions
 
@@ -408,8 +366,6 @@ class BayesAgent:
         return possible / possible.sum(-1, keepdim=True)
 
     def update(self, context, action, reward):
-        """A failure rules its action out, and a success rules out all others; (B,) each."""
+        """Keeps what explains the reward: all but a failed action, a successful one alone."""
         episode, group = torch.arange(len(context)), self.group[context]
-        tried = one_hot(action, self.actions).float()
-        left = self.possible[episode, group] * (1 - tried)
-        self.possible[episode, group] = torch.where(reward[:, None] > 0, tried, left)
+        self.possible[episode, group] *= one_hot(action, self.actions) == reward[:, None]
