@@ -11,7 +11,8 @@ r"""Meta-Learners: networks that learn a task in their activations, and the loop
 References: Rabinowitz 2019, arXiv 1905.01320; Hochreiter et al. 2001 (an LSTM trained across tasks
 learns to learn); Duan et al. 2016, arXiv 1611.02779, and Wang et al. 2016, arXiv 1611.05763 (RL^2);
 Jordan et al. 2024 (Muon). This file imports none of the others, so you can copy it alone. A task
-distribution needs the methods of those in tasks.py. It leaves out discounted returns.
+distribution needs encode, input_size, outputs, sample and episodes, as in tasks.py. It leaves out
+discounted returns.
 """
 import torch
 from torch import nn
@@ -175,7 +176,7 @@ def train(model, distribution, steps, batch, generator, optimizers=None, checkpo
     size = sum(p.numel() for p in model.parameters())
     groups = [group for each in optimizers for group in each.param_groups]
     peaks = [group.setdefault("initial_lr", group["lr"]) for group in groups]
-    call = [steps, batch, size, *peaks, *(part.double().sum().item() for part in episodes)]
+    call = [steps, batch, size, *peaks, *(part.flatten().tolist() for part in episodes)]
     first = 0
     if checkpoint and checkpoint.exists():
         first = load(checkpoint, call, model, optimizers, generator)

@@ -382,6 +382,9 @@ class Results(dict):
             values = values.detach().cpu().numpy()
         super().__setitem__(name, np.array(values, order="C"))
 
+    def __repr__(self):
+        return f"Results of {self.config.name()}: {', '.join(self)}"
+
     def log(self, words):
         """Prints what happens now, and how many seconds the run has taken so far."""
         print(f"{time.perf_counter() - self.begun:6.0f} s  {words}", file=sys.stderr, flush=True)
@@ -543,27 +546,32 @@ def figures(results):
                            for system in compared]
         panels["one_step"] = [panel(results, system, by_column=True)
                               for system in ("one_step", "meta", "bayes")]
-    drawn = {name: plots.dynamics(those, caption) for name, those in panels.items() if those}
+    captions = dict(order=f"upper row by length, lower row by column; {caption}")
+    drawn = {name: plots.dynamics(those, captions.get(name, caption))
+             for name, those in panels.items() if those}
     drawn["repeats"] = plots.lines([repeats_panel(results, system) for system in compared], caption)
     if "gain_1/time" in results:
         drawn["gain"] = plots.lines([gain_panel(results)], caption)
     return drawn
 
 def repeats_panel(results, system):
-    """Half-times in ten repeats of the first task, and of the average over all of them."""
+    """Half-times in ten repeats of the first task, and of the average over all its repeats."""
     strength, time = results.tensors(system)
     label, unit = results[f"{system}/label"]
-    repeats = [strength[:, 0, i:i + 1].mean(1) for i in range(min(10, strength.shape[2]))]
-    half_times = learners.half_time(torch.stack([*repeats, strength[:, 0].mean(1)], 1), time)
-    place = np.array([*range(1, len(repeats) + 1), len(repeats) + 2.5])
-    modes = results["modes"]
-    side = np.linspace(-0.2, 0.2, len(modes))             # five are seen to be five
-    curves = [dict(x=place + side[k], y=half_times[:, k], label=mode, ls="",
-                   marker=plots.MARKERS[k % 5], color=plots.shade(k / max(1, len(modes) - 1)))
-              for k, mode in enumerate(modes)]
+    modes, repeats = results["modes"], min(10, strength.shape[2])
+    average = strength[:, 0].mean(1, keepdim=True)
+    half_times = learners.half_time(torch.cat([strength[:, 0, :repeats], average], 1), time)
+    place = [*range(repeats), repeats + 1.5]
+    reached = half_times.masked_fill(~half_times.isfinite(), torch.nan).numpy()
+    curves = [dict(x=[x] * len(y), y=y, color="0.7", label="_", zorder=1)
+              for x, y in zip(place, reached)]
+    for k, mode in enumerate(modes):                      # beside each other where all agree
+        aside = [0] * repeats + [0.3 * (k - (len(modes) - 1) / 2)]
+        curves.append(dict(x=np.add(place, aside), y=reached[:, k], label=mode, ls="",
+                           marker=plots.MARKERS[k % 5], color=plots.shade(k / len(modes))))
     return dict(curves=curves, axes=dict(
-        title=label, ylabel=f"half-time ({unit})", xticks=[len(repeats) / 2 + 0.5, place[-1]],
-        xticklabels=[f"{len(repeats)} repeats", "average"]))
+        title=label, ylabel=f"half-time ({unit})", xticks=[(repeats - 1) / 2, place[-1]],
+        xticklabels=[f"{repeats} repeats", "average"]))
 
 def gain_panel(results):
     """The Learner's dial: its index against its gain, in theory and measured; no lower bounds."""
@@ -582,7 +590,7 @@ def gain_panel(results):
                 x=[results[f"{system}/gain"]], y=[index], yerr=[[index - low], [high - index]],
                 label=label, ls="", ms=10, marker=marker, color=plots.shade(place), zorder=3))
     return dict(curves=curves, axes=dict(title="The larger the initial gain, the smaller the index",
-                xlabel="initial gain", ylabel="staggering index", xscale="log"))
+                xlabel="initial gain $c_0$", ylabel="staggering index", xscale="log"))
 
 # ---------------------------------------------------------------- the folder of a run
 def run(config, folder=None, fresh=False):
@@ -663,11 +671,13 @@ def load(folder):
     settings = {name: there[name] for name in there if name not in ("family", "code")}
     try:
         families = {cls.experiment.__name__: cls for cls in Run.__subclasses__()}
+        if there["family"] not in families:
+            raise ValueError(f"nothing here defines {there['family']}")
         config = families[there["family"]](**settings)
         with np.load(path) as arrays:
             results = Results(config, **arrays)
     except Exception as error:                            # zipfile and numpy raise many kinds
-        raise ValueError(f"{path} is missing, damaged or of another metadyn: {error}") from error
+        raise ValueError(f"{path} is missing, damaged or of another file: {error}") from error
     if changed := changed_parts(there, dict(code=code_version(config))):
         print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it "
               "again", file=sys.stderr)
@@ -724,24 +734,27 @@ def compare(folders, out=None):
         with open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([columns + seeds, *rows])
         means = {run: {row[1]: row[2] for row in rows if row[0] == run} for run in runs}
-        plots.lines(dial_panels(configs, means), "mean over seeds").savefig(dials)
+        plots.lines(dial_panels(configs, means), f"averages, {', '.join(seeds)}").savefig(dials)
     return "\n".join(lines)
 
 def dial_panels(configs, means):
     """Half-times of Bayes and the Meta-Learner by mode, or by column where modes have one: a curve
-    for each system and run, a panel for each family."""
+    for each system and setting of the dial, a panel for each family."""
     panels = {}
     for name, config in configs.items():
         family = config.experiment.__name__
+        dial, unit = ("skew", "mode") if hasattr(config, "skew") else ("tied", "context")
         curves = panels.setdefault(family, dict(curves=[], axes=dict(
-            title=family, xlabel="mode (linreg: column)", ylabel="half-time (trials)")))["curves"]
-        dial = getattr(config, "tied", getattr(config, "skew", 0))
+            title=family, xlabel="column" if family == "linreg" else unit,
+            ylabel="half-time (trials)")))["curves"]
+        setting = getattr(config, dial, 0)
         for system, label, line in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
             half_times = [[mean for number, mean in means[name].items() if number.startswith(
                 f"systems/{system}/{path}half_times/")] for path in ("by_column/", "")]
             y = half_times[0] or half_times[1]
-            curves.append(dict(x=range(1, len(y) + 1), y=y, ls=line, marker="o",
-                               label=f"{label}, {name}", color=plots.shade((dial + 1) / 3)))
+            curves.append(dict(x=range(1, len(y) + 1), y=y, ls=line, marker="o", ms=5,
+                               label=f"{label}, {dial} {setting:g}",
+                               color=plots.shade((setting + 1) / 2)))
     return list(panels.values())
 
 def make_parser():

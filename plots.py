@@ -63,7 +63,7 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
             words.add("crosses: theory")
             ax.plot(theory_half_times[k], height, "x", color="black", ms=9, mew=2, zorder=7)
         if half_times is not None and np.isfinite(half_times[k]):
-            words.add("dots: half-times")
+            words.add("dots: half-times, one below the other")
             ax.plot(half_times[k], height, "o", color=colour, mec="black", ms=9, zorder=6)
     if theory is not None:
         words.add("dashes: theory")
@@ -105,18 +105,22 @@ def add_caption(drawn, caption):
 
 def lines(panels, caption=""):
     """Panels with log y axes: dicts of curves, for Axes.errorbar, and axes, for Axes.set. Panels
-    with the same labels share a legend."""
-    drawn, grid = new_figure(len(panels), height=5)
+    with the same labels share a legend, those with the same ylabel also its axis."""
+    (drawn, grid), first = new_figure(len(panels), height=5), {}
     for ax, panel in zip(grid.flat, panels):
+        if first.setdefault(panel["axes"]["ylabel"], ax) is not ax:
+            ax.sharey(first[panel["axes"]["ylabel"]])
         for curve in panel["curves"]:
             ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
         ax.set(yscale="log", **panel["axes"])
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        low, high = ax.get_ylim()
+        ticks = (1, 1.2, 1.5, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)
+        ax.yaxis.set_major_locator(LogLocator(subs=ticks))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
     handles, labels = zip(*(ax.get_legend_handles_labels() for ax in grid.flat))
     if all(each == labels[0] for each in labels):
-        drawn.legend(handles[0], labels[0], frameon=False, fontsize=12, ncols=2 * len(panels),
+        drawn.legend(handles[0], labels[0], frameon=False, fontsize=12, ncols=len(panels) + 1,
                      loc="outside upper center")
     else:
         for ax in grid.flat:

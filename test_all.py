@@ -383,7 +383,8 @@ def test_moments_of_the_samplers():
             (W[:, 0, 1] ** 2, 1 / 5), (x[:, 3, 2] ** 2, 1), (x[:, 0, 0] * x[:, 1, 0], 0),
             ((y - x @ W.mT)[:, 5, 1] ** 2, 0.01), (y[:, 4, 0] ** 2, 1.01), (Q[:, 0, 0] ** 2, 0.242),
             (V[:, 0, 3] ** 2, 1 / 5), ((u.mean((1, 2)) - 0.5) ** 2, 1 / 480), (v[:, 3] ** 2, 1.01),
-            (skewed[:, 0, 2] ** 2, 400 / 5269), (skewed.square().sum((-2, -1)) / 5, 1)):
+            (skewed[:, 0, 2] ** 2, 400 / 5269), (skewed.square().sum((-2, -1)) / 5, 1),
+            (learners.init_layers([4000], [5, 64, 5], seeded())[1][:, 0, 0] ** 2, 1 / 192)):
         assert abs(samples.mean() - expected) < 4 * standard_error(samples)
     assert (BANDIT.never_learns(*drawn(BANDIT)) == 1 / 5).all()
     correct = tasks.ContextualBandit(3, 4).repeats(torch.tensor([[0, 1, 0]]), 50, seeded())[0]
@@ -587,7 +588,8 @@ def test_a_figure_shows_itself_takes_lists_clips_nothing_and_explains_what_is_dr
     low, high = figure.axes[0].get_ylim()
     assert low < -0.6 and high > 2.5
     assert figure.get_supxlabel().split(" · ") == [
-        "seed", "dots: half-times", "dashes: theory", "crosses: theory", "bands: 2 standard errors"]
+        "seed", "dots: half-times, one below the other", "dashes: theory", "crosses: theory",
+        "bands: 2 standard errors"]
     equal = plots.dynamics([panel | dict(half_times=[1.0, 1.0])]).axes[0]
     dots = [tuple(line.get_xydata()[0]) for line in equal.lines if len(line.get_xydata()) == 1]
     assert len(set(dots)) == 2                            # equal half-times are seen to be two
