@@ -507,8 +507,9 @@ def table(results):
                      f"{f'{index} [{low}, {high}]':19}"
                      + "".join(f"{format_number(*cell):>7}" for cell in cells))
     lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
-                 "trial over Bayes': {}".format(summary["score"], *summary["score_ci"],
-                                                format_number(summary["last_excess"])))
+                 "trial over Bayes': {}; R^2 of its probe: {}".format(
+                     summary["score"], *summary["score_ci"],
+                     *map(format_number, (summary["last_excess"], summary["r_squared"][-1]))))
     notes = {
         "At the last trial the excess of Bayes is not measurably above 0: no ratio.":
             math.isnan(summary["last_excess"]),
