@@ -724,8 +724,10 @@ def compare(folders, out=None):
                 bound = number.endswith("staggering") and any(
                     numbers[number.replace("staggering", "lower_bound")]
                     for numbers in by_seed.values())
-                lines.append(f"{run:30} {number.removeprefix('systems/'):26} "
-                             f"{format_number(row[2], bound):>6} +- {format_number(row[3])}")
+                mean, sd = format_number(row[2], bound), format_number(row[3])
+                if number == "score":
+                    mean, sd = f"{row[2]:.3f}", f"{row[3]:.3f}"
+                lines.append(f"{run:30} {number.removeprefix('systems/'):26} {mean:>6} +- {sd}")
     if out:
         path, dials = Path(out, "overview.csv"), Path(out, "dials.png")
         path.parent.mkdir(parents=True, exist_ok=True)
