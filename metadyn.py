@@ -358,7 +358,7 @@ def evenly_spaced(last, count=400):
     return [*range(0, last, max(1, last // count)), last]
 
 def log_spaced(last, count):
-    """0, and `count` whole numbers up to `last` evenly spaced in their logarithm, without doubles."""
+    """0, and `count` whole numbers up to `last`, evenly spaced in their logarithm; none twice."""
     return sorted({0, *np.geomspace(1, last, count).round().astype(int).tolist()})
 
 class Results(dict):
@@ -653,7 +653,7 @@ def read_config(folder):
                      "folder")
 
 def code_version(config):
-    """A digest of each part of the code that makes a run's numbers, comments and docstrings aside."""
+    """A digest of each part of the code that makes the numbers, comments and docstrings aside."""
     digests, own = {}, sys.modules.get(type(config).__module__)
     for part in tasks, learners, meta, sys.modules[__name__], own, config.experiment:
         with contextlib.suppress(OSError, TypeError):     # what was typed in may have no source
@@ -737,7 +737,8 @@ def compare(folders, out=None):
         with open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([columns + seeds, *rows])
         means = {run: {row[1]: row[2] for row in rows if row[0] == run} for run in runs}
-        plots.lines(dial_panels(configs, means), f"averages, {', '.join(seeds)}").savefig(dials)
+        caption = "mean over seeds" if len(seeds) > 1 else ""
+        plots.lines(dial_panels(configs, means), caption).savefig(dials)
     return "\n".join(lines)
 
 def dial_panels(configs, means):

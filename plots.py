@@ -114,13 +114,14 @@ def lines(panels, caption=""):
             ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
         ax.set(yscale="log", **panel["axes"])
         low, high = ax.get_ylim()
-        ticks = (1, 1.2, 1.5, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5)
+        ticks = (1, 1.2, 1.5, 2, 3, 4, 5, 7) if high < 8 * low else (1, 2, 5)
         ax.yaxis.set_major_locator(LogLocator(subs=ticks))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
     handles, labels = zip(*(ax.get_legend_handles_labels() for ax in grid.flat))
     if all(each == labels[0] for each in labels):
-        drawn.legend(handles[0], labels[0], frameon=False, fontsize=12, ncols=len(panels) + 1,
+        fitting = int(12.5 * drawn.get_figwidth() / (8 + max(map(len, labels[0]))))
+        drawn.legend(handles[0], labels[0], frameon=False, fontsize=12, ncols=max(1, fitting),
                      loc="outside upper center")
     else:
         for ax in grid.flat:
