@@ -507,7 +507,7 @@ def table(results):
                      f"{f'{index} [{low}, {high}]':19}"
                      + "".join(f"{format_number(*cell):>7}" for cell in cells))
     lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
-                 "trial over Bayes': {}; R^2 of its probe: {}".format(
+                 "trial over Bayes': {}\nR^2 of its probe at the last trial: {}".format(
                      summary["score"], *summary["score_ci"],
                      *map(format_number, (summary["last_excess"], summary["r_squared"][-1]))))
     notes = {
@@ -550,7 +550,8 @@ def figures(results):
     captions = dict(order=f"upper row by length, lower row by column; {caption}")
     drawn = {name: plots.dynamics(those, captions.get(name, caption))
              for name, those in panels.items() if those}
-    drawn["repeats"] = plots.lines([repeats_panel(results, system) for system in compared], caption)
+    drawn["repeats"] = plots.lines([repeats_panel(results, system) for system in compared],
+                                   f"{caption} · half-times where reached")
     if "gain_1/time" in results:
         drawn["gain"] = plots.lines([gain_panel(results)], caption)
     return drawn
