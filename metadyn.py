@@ -748,18 +748,18 @@ def dial_panels(configs, means):
     panels = {}
     for name, config in configs.items():
         family = config.experiment.__name__
-        dial, unit = ("skew", "mode") if hasattr(config, "skew") else ("tied", "context")
         curves = panels.setdefault(family, dict(curves=[], axes=dict(
-            title=family, xlabel="column" if family == "linreg" else unit,
+            title=family, xlabel="column" if family == "linreg" else "mode",
             ylabel="half-time (trials)")))["curves"]
-        setting = getattr(config, dial, 0)
+        dial = next((name for name in ("skew", "tied") if hasattr(config, name)), None)
+        setting = getattr(config, dial) if dial else 0.0
         for system, label, line in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
             half_times = [[mean for number, mean in means[name].items() if number.startswith(
                 f"systems/{system}/{path}half_times/")] for path in ("by_column/", "")]
             y = half_times[0] or half_times[1]
             curves.append(dict(x=range(1, len(y) + 1), y=y, ls=line, marker="o", ms=5,
-                               label=f"{label}, {dial} {setting:g}",
-                               color=plots.shade((setting + 1) / 2)))
+                               label=f"{label}, {dial} {setting:g}" if dial else label,
+                               color=plots.shade((setting + 1) / 3)))
     return list(panels.values())
 
 def make_parser():
