@@ -180,7 +180,7 @@ def train(model, distribution, steps, batch, generator, optimizers=None, checkpo
     first = 0
     if checkpoint and checkpoint.exists():
         first = load(checkpoint, call, model, optimizers, generator)
-    groups = [group for each in optimizers for group in each.param_groups]
+    groups = [group for each in optimizers for group in each.param_groups]      # perhaps loaded
     for step in range(first, steps):
         if report:
             report(step)

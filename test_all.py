@@ -768,7 +768,7 @@ def test_a_loss_or_gradient_that_is_not_finite_names_the_outer_step(broken):
     with pytest.raises(FloatingPointError, match="outer step 7"):
         meta.train(model, LINEAR, 20, 1, seeded(), [torch.optim.Adam(model.parameters())])
 
-def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(tmp_path):
+def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(runs, tmp_path):
     results = [metadyn.run(tiny("linreg", seed=seed, learner_lr=0.15), tmp_path / str(seed))
                for seed in (0, 1)]                        # 41 steps are enough for one mode only
     text = metadyn.compare([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
@@ -778,6 +778,11 @@ def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(tmp_path):
     assert [float(row[column]) for column in ("mean", "sd", "seed0", "seed1")] == pytest.approx(
         [(first + second) / 2, abs(first - second) / 2 ** 0.5, first, second])
     assert re.search(r"learner\W+staggering +>\d", text)
+    assert "bandit" in metadyn.compare([tmp_path / "0", runs["bandit"]], tmp_path / "families")
+    unknown = shutil.copytree(tmp_path / "1", tmp_path / "cubreg") / "config.json"
+    unknown.write_text(unknown.read_text().replace('"linreg"', '"cubreg"'))
+    with pytest.raises(ValueError, match="nothing here defines cubreg"):
+        metadyn.load(tmp_path / "cubreg")
     for name in "overview.csv", "dials.png":
         (tmp_path / name).write_text("mine")
         with pytest.raises(ValueError, match="not of metadyn"):
