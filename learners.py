@@ -10,7 +10,7 @@ r"""Learners: systems that learn one task by gradient descent, their closed form
     print(half_time(strength, torch.arange(2001)))                  # the strong mode comes first
 
 Axis order: recorded times R first, then the batch, then a map's own axes (Dy, Dx). Strengths are
-(R, N, E, K): times, tasks, repeats, modes. For targets that are not diagonal, see tasks.py.
+(R, N, E, K): times, tasks, repeats, modes.
 
 References: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120 (deep linear networks); Chizat et al.
 2019, arXiv 1812.07956, and Domine et al. 2024, arXiv 2409.14623 (rich and lazy learning); Rahaman
@@ -49,26 +49,24 @@ def init_weight(shape, fan_in, generator, dtype=None):
 def init_layers(batch, widths, generator, std=None, dtype=None):
     """Initial weights of linear networks, first layer first: a list of matrices (*batch, out, in)
     for the widths, inputs first. Entries are N(0, std^2), or torch's default without a std."""
-    shapes = [(*batch, m, n) for n, m in zip(widths, widths[1:])]
-    if std is None:
-        return [init_weight(shape, shape[-1], generator, dtype) for shape in shapes]
-    return [std * torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    return [init_weight((*batch, m, n), n, generator, dtype) if std is None else
+            std * torch.randn(*batch, m, n, generator=generator, dtype=dtype)
+            for n, m in zip(widths, widths[1:])]
 
-def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, inputs=None,
-                   online=False, noise=0.0, generator=None):
+def linear_network(target, layers, lr, eval_steps, optimizer=torch.optim.SGD, online=False,
+                   noise=0.0, generator=None):
     r"""Trains one linear network per target, with any number of layers.
     L = 1/2 ||W - W_2 W_1||_F^2, the expected loss on white inputs up to the noise. One layer has
-    the time constant 1 / lr steps. On inputs X, the target is Y and L = 1/2 ||Y - W_2 W_1 X||_F^2.
-    Online, each step sees one new trial: x ~ N(0, I) and y = W x plus noise of this standard
-    deviation. target: (..., Dy, Dx or G). layers: initial weights, as from `init_layers`. inputs:
-    (..., Dx, G). The rest: see `gradient_descent`. Returns the maps (R, ..., Dy, Dx)."""
+    the time constant 1 / lr steps. Online, each step sees one new trial: x ~ N(0, I) and y = W x
+    plus noise of this standard deviation. target: (..., Dy, Dx). layers: initial weights, as from
+    `init_layers`. The rest: see `gradient_descent`. Returns the maps (R, ..., Dy, Dx)."""
     layers = [layer.detach().clone().requires_grad_() for layer in layers]
 
     def product():
         return functools.reduce(lambda W, layer: layer @ W, layers)
 
     def loss(step):
-        error = target - (product() if inputs is None else product() @ inputs)
+        error = target - product()
         if online:
             x, eps = (torch.randn(*shape[:-1], 1, generator=generator, dtype=target.dtype)
                       for shape in (target.mT.shape, target.shape))         # (..., Dx or Dy, 1)
@@ -95,7 +93,6 @@ def gain_law(s, gain, t):
     The gain of a mode, c = |W_1 v|^2 + |W_2^T u|^2, obeys dc/dt = 4 a (s - a), and da/dt is
     (s - a) c, so c^2 - 4 a^2 stays at c_0^2. With r = sqrt(c_0^2 + 4 s^2) and E = exp(-r t),
     a = c_0 s (1 - E) (r + c_0 + (r - c_0) E) / (c_0^2 (1 + E^2) + c_0 r (1 - E^2) + 8 s^2 E).
-
     As c_0 -> 0 this is the logistic of Saxe et al. 2013 from a_0 = c_0 / 4, and as c_0 -> infinity
     it is one layer with the time constant 1 / c_0. s: (K,); t: (R,), lr times steps; a: (R, K)."""
     r = (gain ** 2 + 4 * s ** 2).sqrt()
@@ -216,22 +213,16 @@ def staggering_within(strength, time):
     index = staggering(strength.flatten(1, 2)[:, :, None], time)            # each as a task
     return index.unflatten(0, strength.shape[1:3]).log().nanmean(1).exp()
 
-def ranks(values):
-    """Ranks along the last axis less their mean, (..., K) to (..., K); ties share their mean rank.
-    nan, a mode that starts learned, ranks first."""
-    values = values.nan_to_num(nan=-torch.inf, posinf=torch.inf)
-    before = (values[..., None, :] < values[..., :, None]).double()
-    return (before.sum(-1) - before.sum(-2)) / 2          # (number before - number after) / 2
-
 def rank_correlation(strength, time):
     """How much of the order of learning all repeats of a task share: the rank correlation of their
     half-times over all pairs, (N,). 1 is the same order every time, 0 is chance. It is (E W - 1) /
     (E - 1) with Kendall's W corrected for ties (Kendall & Babington Smith 1939); without ties it is
     the mean Spearman correlation. nan for one repeat, or if all half-times tie."""
-    r = ranks(half_time(strength, time))                  # (N, E, K)
-    own = r.square().sum((1, 2))
-    pairs = r.sum(1).square().sum(-1) - own
-    return pairs / ((r.shape[1] - 1) * own)
+    half_times = half_time(strength, time).nan_to_num(nan=-torch.inf, posinf=torch.inf)
+    before = (half_times[..., None, :] < half_times[..., :, None]).double()
+    ranks = (before.sum(-1) - before.sum(-2)) / 2         # less their mean, equal for ties: (N, E, K)
+    own = ranks.square().sum((1, 2))
+    return (ranks.sum(1).square().sum(-1) - own) / ((ranks.shape[1] - 1) * own)
 
 def half_time_correlation(strength, other, time):
     """Correlation of the log half-times of two systems on the same episodes, for each mode: (K,).
@@ -257,8 +248,9 @@ def interval(values):
 
 def normalized_score(none, meta, bayes):
     """The share of what Bayes gains over never learning that the Meta-Learner gains, and that ± 2
-    standard errors by the delta method. From the losses or rewards of the three systems on the same
-    episodes, (n,) each. nan where Bayes gains nothing."""
+    standard errors by the delta method. From the losses of the three systems on the same
+    episodes and trials, (n, T) each. nan where Bayes gains nothing."""
+    none, meta, bayes = (losses.mean(1) for losses in (none, meta, bayes))
     gain = (none - bayes).mean()
     score = (none - meta).mean() / gain if gain else gain * math.nan
     return interval(score + ((none - meta) - score * (none - bayes)) / gain)
@@ -271,16 +263,15 @@ def describe(strength, time):
         strength = strength[:, None, None]
     if strength.ndim != 4:
         raise ValueError(f"strengths must be (R, N, E, K) or (R, K), not {tuple(strength.shape)}")
-    half_times = half_time(strength.mean(2), time)
     index, low, high = (math.exp(value) for value in interval(staggering(strength, time).log()))
     correlation, *correlation_ci = interval(rank_correlation(strength, time))
-    late = staggering(strength, time, 0.9).log().nanmean().exp().item()
+    late, within = staggering(strength, time, 0.9), staggering_within(strength, time)
     unreached, unreached_late = (half_times_of_halves(strength, time, level).isinf().any().item()
                                  for level in (0.5, 0.9))
     return dict(
-        half_times=half_times.log().nanmean(0).exp().tolist(), staggering=index,
-        staggering_ci=[low, high], lower_bound=unreached, late_staggering=late,
-        late_lower_bound=unreached_late,
-        within=staggering_within(strength, time).log().nanmean().exp().item(),
+        half_times=half_time(strength.mean(2), time).log().nanmean(0).exp().tolist(),
+        staggering=index, staggering_ci=[low, high], lower_bound=unreached,
+        late_staggering=late.log().nanmean().exp().item(), late_lower_bound=unreached_late,
+        within=within.log().nanmean().exp().item(),
         within_lower_bound=half_time(strength, time).isinf().any().item(),
         rank_correlation=correlation, rank_correlation_ci=correlation_ci)

@@ -14,6 +14,9 @@ Jordan et al. 2024 (Muon). This file imports none of the others, so you can copy
 distribution needs encode, input_size, outputs, sample and episodes, as in tasks.py. It leaves out
 discounted returns.
 """
+import contextlib
+import time
+
 import torch
 from torch import nn
 
@@ -167,23 +170,20 @@ def train(model, distribution, steps, batch, generator, optimizers=None, checkpo
     """The outer loop: trains a model on new tasks.
     model: anything with loss(distribution, batch, generator, progress), progress from 0 to 1.
     optimizers: a list (default: `default_optimizers`); each group's own rate is its peak.
-    checkpoint: a Path from which the same call resumes exactly. report(step) is called before
-    each update. Raises ValueError if the checkpoint is damaged or another call's, and
+    checkpoint: a Path from which the same call resumes exactly. report(words) is told ten times how
+    far it is. Raises ValueError if the checkpoint is damaged or another call's, and
     FloatingPointError if a loss or its gradient is not finite."""
     optimizers = default_optimizers(model) if optimizers is None else optimizers
     fixed = torch.Generator().manual_seed(0)              # episodes tell distributions apart
     episodes = distribution.episodes(distribution.sample(8, fixed), fixed)
-    size = sum(p.numel() for p in model.parameters())
     groups = [group for each in optimizers for group in each.param_groups]
     peaks = [group.setdefault("initial_lr", group["lr"]) for group in groups]
-    call = [steps, batch, size, *peaks, *(part.flatten().tolist() for part in episodes)]
-    first = 0
-    if checkpoint and checkpoint.exists():
-        first = load(checkpoint, call, model, optimizers, generator)
-    groups = [group for each in optimizers for group in each.param_groups]      # perhaps loaded
+    call = [steps, batch, sum(p.numel() for p in model.parameters()), *peaks,
+            *(part.flatten().tolist() for part in episodes)]
+    parts = [model, *optimizers]
+    first = load(checkpoint, call, parts, generator) if checkpoint and checkpoint.exists() else 0
+    begun = time.perf_counter()
     for step in range(first, steps):
-        if report:
-            report(step)
         # new episodes, loss and gradient
         loss = model.loss(distribution, batch, generator, step / steps)
         model.zero_grad()
@@ -193,34 +193,33 @@ def train(model, distribution, steps, batch, generator, optimizers=None, checkpo
             raise FloatingPointError(f"the loss is {loss.item()} and its gradient {norm.item()} at "
                                      f"outer step {step}; smaller learning rates may help")
         # update with the present learning rates
-        for group, peak in zip(groups, peaks):
-            group["lr"] = peak * learning_rate_factor(step, steps)
         for each in optimizers:
+            for group in each.param_groups:
+                group["lr"] = group["initial_lr"] * learning_rate_factor(step, steps)
             each.step()
+        if report and (step + 1) % max(1, steps // 10) == 0:
+            left = (time.perf_counter() - begun) / (step + 1 - first) * (steps - step - 1)
+            report(f"outer step {step + 1} of {steps}, loss {loss.item():.3f}; {left:.0f} s left")
         if checkpoint and ((step + 1) % max(1, steps // 25) == 0 or step + 1 == steps):
-            save(checkpoint, call, step + 1, model, optimizers, generator)
+            save(checkpoint, call, step + 1, parts, generator)
 
 # ---------------------------------------------------------------- the checkpoint
-def save(path, call, step, model, optimizers, generator):
+def save(path, call, step, parts, generator):
     """Saves atomically all that `train` needs to continue from `step`."""
-    state = dict(call=call, step=step, model=model.state_dict(), generator=generator.get_state(),
-                 optimizers=[each.state_dict() for each in optimizers])
     unfinished = path.with_name("unfinished-" + path.name)
-    torch.save(state, unfinished)
+    torch.save(dict(call=call, step=step, generator=generator.get_state(),
+                    parts=[part.state_dict() for part in parts]), unfinished)
     unfinished.replace(path)
 
-def load(path, call, model, optimizers, generator):
+def load(path, call, parts, generator):
     """Restores what `save` saved of the same call. Returns the next step."""
-    try:
+    state = {}
+    with contextlib.suppress(Exception):                  # torch raises a dozen different ones
         state = torch.load(path, map_location="cpu", weights_only=True)
-        there = state["call"]
-    except Exception as error:                            # torch raises a dozen different ones
-        raise ValueError(f"{path} is no checkpoint, or a damaged one: delete it") from error
-    if there != call:
-        raise ValueError(f"{path} belongs to another call: steps, batch, rates, the size of the "
-                         "model or the task distribution differ")
-    model.load_state_dict(state["model"])
-    for each, saved in zip(optimizers, state["optimizers"], strict=True):
-        each.load_state_dict(saved)
+    if state.get("call") != call:
+        raise ValueError(f"{path} is damaged or belongs to another call: steps, batch, rates, the "
+                         "size of the model or the task distribution differ")
+    for part, saved in zip(parts, state["parts"], strict=True):
+        part.load_state_dict(saved)
     generator.set_state(state["generator"])
     return state["step"]

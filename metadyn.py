@@ -15,7 +15,7 @@ line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and log
 """
 import signal
 
-if __name__ == "__main__":                                # Ctrl-C while torch is imported: just end
+if __name__ == "__main__":                                # Ctrl-C just ends: files appear whole
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -25,13 +25,10 @@ import csv
 import ctypes
 import functools
 import hashlib
-import inspect
 import json
 import math
-import operator
 import re
 import sys
-import textwrap
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -47,23 +44,22 @@ import tasks
 # ---------------------------------------------------------------- settings
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 
-def setting(default, help, low=None, high=2 ** 31 - 1):
+def setting(default, help, low=0, high=2 ** 31 - 1):
     """A field of settings: an int, float, str or tuple of floats, its help and its bounds."""
     return field(default=default, metadata=dict(help=help, low=low, high=high))
 
 @dataclass
 class Run:
     """The settings of all families. Raises ValueError for what is not allowed."""
-    seed: int = setting(0, "seed of all random numbers", low=0)
+    seed: int = setting(0, "seed of all random numbers")
     device: str = setting("auto", "auto, cpu, cuda or mps: where the Meta-Learner runs")
     hidden: int = setting(128, "units of the Meta-Learner's LSTM", low=1)
     layers: int = setting(1, "layers of the LSTM", low=1)
     outer_steps: int = setting(1000, "updates of the Meta-Learner's weights", low=1)
     batch: int = setting(128, "episodes in an outer step", low=1)
-    input_gain: float = setting(1.0, "size of the LSTM's initial input weights", low=0)
+    input_gain: float = setting(1.0, "size of the LSTM's initial input weights")
     adam_lr: float = setting(0.01, "peak learning rate of AdamW", low=POSITIVE)
-    muon_lr: float = setting(0.0, "peak learning rate of Muon, which then updates the hidden "
-                             "matrices; 0 for AdamW alone", low=0)
+    muon_lr: float = setting(0.0, "peak learning rate of Muon for hidden matrices; 0: AdamW alone")
     trials: int = setting(20, "trials in an episode", low=2)
     eval_tasks: int = setting(16, "evaluation tasks, the same for every system", low=2)
     eval_episodes: int = setting(256, "episodes of each evaluation task", low=2)
@@ -80,34 +76,29 @@ class Run:
     def rules(cls):
         """Pairs of each field and what `setting` said of it. A family may change only defaults."""
         shared = {each.name: each.metadata for each in fields(Run)}
-        plain = setting(None, "").metadata
-        return [(each, each.metadata or shared.get(each.name, plain)) for each in fields(cls)]
+        return [(each, each.metadata or shared[each.name]) for each in fields(cls)]
 
     def __post_init__(self):
-        convert = {int: operator.index, float: float, str: str,
-                   tuple: lambda values: tuple(float(x) for x in np.ravel(values))}
+        available_device(self.device)
         for each, said in self.rules():
             value, low, high = getattr(self, each.name), said["low"], said["high"]
-            try:
-                value = convert[each.type](value)
-                valid = value != () and (
-                    low is None or all(low <= x <= high for x in np.ravel(value)))
-            except (KeyError, TypeError, ValueError):
-                valid = False
-            if not valid:
+            numbers = np.ravel(value)
+            allowed = "iu" if each.type is int else "iuf"                   # NumPy's kinds of numbers
+            if each.type is not str and not (numbers.size and numbers.dtype.kind in allowed
+                                             and ((low <= numbers) & (numbers <= high)).all()):
                 raise ValueError(f"{each.name} cannot be {value!r}; allowed is "
                                  f"{each.type.__name__} from {low} to {high}")
-            setattr(self, each.name, value)
-        available_device(self.device)
+            setattr(self, each.name, each.type(numbers.tolist() if each.type is tuple else value))
 
     def name(self):
         """The family and what differs from its defaults or from its quick version, whichever is
         nearer: "linreg-quick-noise0.2-seed1"."""
         def differs(base):
             return [f"-{name}{'_'.join(map(str, np.atleast_1d(value)))}" for name, value in
-                    reversed(vars(self).items()) if value != vars(base)[name] and name != "device"]
+                    reversed(vars(self).items()) if value != base[name] and name != "device"]
 
-        words = [differs(type(self)()), ["-quick"] + differs(self.quick())]
+        default = {each.name: each.default for each in fields(self)}
+        words = [differs(default), ["-quick", *differs(default | self.QUICK)]]
         return self.experiment.__name__ + "".join(min(words, key=len))
 
 def available_device(name):
@@ -130,19 +121,16 @@ class LinReg(Run):
     batch: int = 64
     adam_lr: float = 0.008
     skew: float = setting(0.0, "how the variance of column k falls: as k^(-2 skew)", low=-1, high=1)
-    singular_values: tuple = setting((1.1, 0.8, 0.6, 0.4, 0.2),
-                                     "singular values of the evaluation tasks", low=POSITIVE)
-    noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
+    singular_values: tuple = setting((1.1, 0.8, 0.6, 0.4, 0.2), "lengths of test modes", POSITIVE)
+    noise: float = setting(0.1, "standard deviation of the noise on y")
     learner_repeats: int = setting(32, "repeats of the Learner for each task", low=1)
-    learner_lr: float = setting(0.02, "step size of the Learner; from an initial gain c above 1, "
-                                "c steps of 1/c the size count as one", low=POSITIVE)
+    learner_lr: float = setting(0.02, "step size of the Learner", low=POSITIVE)
     learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
     learner_hidden: int = setting(64, "hidden units of the Learner", low=1)
     init_std: float = setting(0.01, "the Learner's weights start at N(0, this^2)", low=POSITIVE)
-    converged_episodes: int = setting(64, "episodes of each task for the converged Learner", low=1)
 
     QUICK = dict(singular_values=(1.1, 0.4), trials=8, hidden=64, batch=32, outer_steps=2200,
-                 adam_lr=0.02, learner_steps=600, learner_repeats=16, converged_episodes=16)
+                 adam_lr=0.02, learner_steps=600, learner_repeats=16)
 
 def linreg(config, checkpoint=None):
     """The experiment on linear regression. Returns Results."""
@@ -150,62 +138,51 @@ def linreg(config, checkpoint=None):
     results = Results(config, modes=[f"s = {x:g}" for x in s.tolist()])
     distribution = tasks.LinearRegression(s.tolist(), config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
-    dim, width, lr, std = len(s), config.learner_hidden, config.learner_lr, config.init_std
-    steps = torch.tensor(evenly_spaced(config.learner_steps))
     repeats = distribution.repeats(W, config.learner_repeats, generator_for(config, "repeats"))
+    dim, width, lr, std = len(s), config.learner_hidden, config.learner_lr, config.init_std
 
-    def add_learner(system, label, layers, gain=None, **online):
-        """Trains a linear network, with smaller steps if its gain is above 1, and adds its law."""
-        target, slower = repeats[:, :layers[0].shape[1]], max(1.0, gain or 0.0)
-        maps = learners.linear_network(target, layers, lr / slower, steps.tolist(), **online)
-        law = {} if gain is None else dict(
-            gain=gain, theory_half_times=learners.gain_half_times(s, gain) / lr)
-        results.add(system, label, "trials" if online else "steps", steps / slower,
-                    distribution.strength(maps, target), **law)
+    def add_learner(system, label, layers, gain=None, unit="steps", **online):
+        """Trains a linear network and adds its law. With a gain c above 1, c smaller steps are 1."""
+        target, slower = repeats[:, :layers[0].shape[1]], max(1, gain or 0)
+        steps = evenly_spaced(config.learner_steps)
+        maps = learners.linear_network(target, layers, lr / slower, steps, **online)
+        # one layer has no gain; it moves at 1 / lr from the start
+        law = learners.gain_half_times(s, gain) if gain else torch.full_like(s, math.log(2))
+        results.add(system, label, unit, np.divide(steps, slower),
+                    distribution.strength(maps, target), gain=gain or math.nan,
+                    theory_half_times=law / lr)
 
     results.log("Learners: a small start, torch's default start, one layer, online")
-    for system, label, widths, start, more in (
-            ("learner", "Learner", [dim, width, dim], std, {}),
-            ("default_start", "torch's default start", [dim, width, dim], None, {}),
-            ("one_layer", "One layer", [dim, dim], std, {}),
-            ("online", "Learner, online", [dim, width, dim], std, dict(online=True))):
+    for system, label, widths, start in (
+            ("learner", "Learner", [dim, width, dim], std),
+            ("default_start", "torch's default start", [dim, width, dim], None),
+            ("one_layer", "One layer", [dim, dim], std),
+            ("online", "Learner, online", [dim, width, dim], std)):
         generator = generator_for(config, "learners")
         layers = learners.init_layers(repeats.shape[:2], widths, generator, start)
-        if more:
-            more |= dict(noise=config.noise, generator=generator)
-        elif len(layers) == 2:
-            more = dict(gain=learners.expected_gain(dim, width, start))
-        add_learner(system, label, layers, **more)
-        results[f"{system}/column"] = distribution.columns(repeats)
-    results["one_layer/theory"] = -torch.expm1(-lr * steps[:, None]).expand(-1, dim)
+        gain = learners.expected_gain(dim, width, start) if len(layers) == 2 else None
+        online = dict(unit="trials", online=True, noise=config.noise, generator=generator)
+        add_learner(system, label, layers, gain, **online if system == "online" else {})
+        results[f"{system}/column"] = distribution.columns(repeats).numpy()
 
     results.log("the Learner's dial: layers with a product of zero and a given gain")
     for gain in GAINS:                                    # all repeats are alike, so one is enough
         layers = learners.gain_layers((len(W), 1), dim, max(width, 2 * dim), gain)
         add_learner(f"gain_{gain:g}", f"Gain {gain:g}", layers, gain)
-        law = learners.gain_law(s, gain, lr * steps / max(1, gain))
-        results[f"gain_{gain:g}/theory"] = law / s
 
     episodes = measure_both_loops(
         results, distribution, W, meta.MetaLearner, tasks.Bayes, checkpoint)
-    repeats, _, x, y = episodes
-    one_step, column = tasks.OneStep(distribution), distribution.columns(repeats)
-    results["meta/column"] = results["bayes/column"] = column
-    results.add("one_step", "One gradient step", "trials", results["bayes/time"],
-                distribution.inner_loop(one_step, *episodes)[0], column=column,
-                theory_by_column=one_step.half_times())
-
-    results.log("Learner trained to convergence on the first t trials, for each t")
-    trials, few = log_spaced(config.trials, 10), config.converged_episodes
-    seen = (torch.arange(config.trials) < torch.tensor(trials)[:, None])[:, None, None, :, None]
-    x, y = ((seen * z[:, :few]).mT for z in (x, y))       # (Q, N, E, D, T), 0 after t trials
-    layers = learners.init_layers(x.shape[:3], [dim, width, dim],
-                                  generator_for(config, "learners"), std)
-    # 200 steps of Adam fit every noisy answer that a linear map can fit
-    maps = [learners.linear_network(Y, start, 0.01, [200], learners.ADAM, inputs=X)[0]
-            for X, Y, *start in zip(x, y, *layers)]       # one t at a time, to save memory
-    results.add("converged", "Learner, converged", "trials", trials,
-                distribution.strength(torch.stack(maps), repeats[:, :few]))
+    # gradient descent on t trials, from a small start, converges to the least-squares map of least
+    # norm: that of a Bayes who believes that there is neither noise nor skew
+    converged = tasks.Bayes(tasks.LinearRegression(s.tolist(), 0.0, config.trials))
+    one_step = tasks.OneStep(distribution)
+    for system, label, predictor in (("one_step", "One gradient step", one_step),
+                                     ("converged", "Learner, converged", converged)):
+        strength, _ = distribution.inner_loop(predictor, *episodes)
+        results.add(system, label, "trials", results["bayes/time"], strength)
+    results["one_step/theory_by_column"] = one_step.half_times().numpy()
+    for system in "meta", "bayes", "one_step", "converged":
+        results[f"{system}/column"] = distribution.columns(episodes[0]).numpy()
     return results
 
 LinReg.experiment = linreg
@@ -223,14 +200,12 @@ class NonlinReg(Run):
     muon_lr: float = 0.08
     trials: int = 40
     eval_tasks: int = 8
-    skew: float = setting(0.0, "how the variance of frequency k falls: as k^(-2 skew)",
-                          low=-1, high=1)
+    skew: float = setting(0.0, "how the variance of wave k falls: as k^(-2 skew)", -1, 1)
     n_frequencies: int = setting(5, "the task distribution has frequencies 1 to this", low=2)
-    noise: float = setting(0.1, "standard deviation of the noise on y", low=0)
+    noise: float = setting(0.1, "standard deviation of the noise on y")
     learner_repeats: int = setting(16, "initializations of the Learner for each task", low=1)
     learner_lr: float = setting(3e-3, "Adam's learning rate in the Learner", low=POSITIVE)
     learner_steps: int = setting(300, "gradient steps of the Learner", low=1)
-    learner_hidden: int = setting(64, "units of each of the Learner's layers", low=1)
     online_steps: int = setting(4000, "trials of the online Learner", low=1)
     converged_episodes: int = setting(16, "episodes of each task for the converged Learner", low=1)
 
@@ -242,50 +217,44 @@ def nonlinreg(config, checkpoint=None):
     """The experiment on nonlinear regression. Returns Results."""
     band = torch.arange(1, config.n_frequencies + 1)
     results = Results(config, modes=[f"k = {k}" for k in band.tolist()])
-    distribution = tasks.FourierRegression(
-        band.tolist(), config.noise, config.trials, config.skew)
+    distribution = tasks.FourierRegression(band, config.noise, config.trials, config.skew)
     W = distribution.evaluation_tasks(config.eval_tasks, generator_for(config, "evaluation"))
     points, lr, repeats = max(64, 4 * len(band)), config.learner_lr, config.learner_repeats
     x = torch.arange(points)[:, None] / points
-    y = (distribution.features(x) @ W.mT).mT.expand(-1, repeats, -1)        # (N, E, G)
-    encode = distribution.encode
-    sizes = dict(hidden=config.learner_hidden, at=encode(x))
+    circle, features = distribution.encode(x), distribution.features(x)
+    y = (features @ W.mT).mT.expand(-1, repeats, -1)                        # (N, E, G)
 
     results.log("Learners: a ReLU network on the circle and on all features, a layer on features/k")
     steps = evenly_spaced(config.learner_steps, 200)
-    # without layers, at step size 0.1: frequency k has the time constant 10 k^2
+    # without layers, at step size 0.1, frequency k has the time constant 10 k^2
     linear = dict(lr=0.1, eval_steps=evenly_spaced(32 * len(band) ** 2, 200), layers=0,
                   optimizer=torch.optim.SGD)
     for system, label, inputs, how in (
-            ("learner", "Learner", encode(x), {}),
-            ("fourier_inputs", "Fourier inputs", distribution.features(x), {}),
-            ("scaled_features", "One layer, features/k",
-             distribution.features(x) / band.repeat(2), linear)):
-        how = dict(lr=lr, eval_steps=steps, hidden=config.learner_hidden) | how
+            ("learner", "Learner", circle, {}), ("fourier_inputs", "Fourier inputs", features, {}),
+            ("scaled_features", "One layer, features/k", features / band.repeat(2), linear)):
+        how = dict(lr=lr, eval_steps=steps) | how
         f = learners.relu_network(inputs.expand(*y.shape, -1), y, **how,
                                   generator=generator_for(config, "learners"))
         results.add(system, label, "steps", how["eval_steps"], distribution.waves(f, x, W))
-    time = torch.tensor(linear["eval_steps"])[:, None]
-    results["scaled_features/theory"] = -torch.expm1(-0.1 * time / band ** 2)
+    results["scaled_features/theory_half_times"] = 10 * math.log(2) * band.numpy() ** 2
 
     results.log("online Learner: the ReLU network with one fresh noisy trial a step")
     steps, generator = evenly_spaced(config.online_steps), generator_for(config, "online")
-    stream = tasks.FourierRegression(band.tolist(), config.noise, config.online_steps)
-    seen, answers = stream.episodes(W.repeat_interleave(repeats, 0), generator)
+    stream = tasks.FourierRegression(band, config.noise, config.online_steps)
+    _, _, seen, answers = stream.evaluation_episodes(W, repeats, generator)
     # steps on single noisy trials need a smaller rate than steps on all points
-    f = learners.relu_network(encode(seen), answers[..., 0], lr / 3, steps, **sizes, online=True,
-                              generator=generator)
-    results.add("online", "Learner, online", "trials", steps,
-                distribution.waves(f.unflatten(1, (-1, repeats)), x, W))
+    f = learners.relu_network(distribution.encode(seen), answers[..., 0], lr / 3, steps, at=circle,
+                              online=True, generator=generator)
+    results.add("online", "Learner, online", "trials", steps, distribution.waves(f, x, W))
 
     _, _, seen, answers = measure_both_loops(
         results, distribution, W, meta.MetaLearner, tasks.Bayes, checkpoint)
 
     results.log("Learner trained to convergence on the first t trials, for each t")
     trials, few = log_spaced(config.trials, 8), config.converged_episodes
-    seen, answers = encode(seen[:, :few]), answers[:, :few, :, 0]
+    seen, answers = distribution.encode(seen[:, :few]), answers[:, :few, :, 0]
     generator = generator_for(config, "learners")
-    f = [learners.relu_network(seen[..., :t, :], answers[..., :t], lr, [CONVERGED], **sizes,
+    f = [learners.relu_network(seen[..., :t, :], answers[..., :t], lr, [CONVERGED], at=circle,
                                generator=generator) for t in trials]
     results.add("converged", "Learner, converged", "trials", trials,
                 distribution.waves(torch.cat(f), x, W))
@@ -306,11 +275,9 @@ class Bandit(Run):
     contexts: int = setting(5, "contexts", low=2)
     actions: int = setting(5, "actions in each context, at least contexts - 1", low=2)
     tied: int = setting(1, "2: contexts 1 and 2 share their answer in all tasks", low=1, high=2)
-    entropy: float = setting(0.02, "initial weight of the entropy bonus; it falls to 0", low=0)
     learner_repeats: int = setting(32, "repeats of the Learner for each task", low=1)
     learner_lr: float = setting(0.5, "step size of the Learner", low=POSITIVE)
     learner_steps: int = setting(1000, "gradient steps of the Learner", low=1)
-    init_std: float = setting(0.1, "standard deviation of the Learner's initial logits", low=0)
 
     QUICK = dict(contexts=4, actions=4, trials=24, hidden=64, outer_steps=500, adam_lr=0.03,
                  learner_steps=500, learner_repeats=16, eval_tasks=32, eval_episodes=128)
@@ -331,17 +298,16 @@ def bandit(config, checkpoint=None):
     for system, label, unit, shared in (("learner", "Learner", "steps", True),
                                         ("own_biases", "Own biases", "steps", False),
                                         ("online", "Learner, online", "trials", True)):
-        generator, online = generator_for(config, "learners"), system == "online"
+        generator = generator_for(config, "learners")
         permuted = distribution.repeats(correct, config.learner_repeats, generator)
-        logits = config.init_std * torch.randn(
-            *permuted.shape, config.actions, generator=generator)
-        J = learners.policy_gradient(permuted, logits, config.learner_lr, steps, shared, online,
-                                     generator)
+        logits = 0.1 * torch.randn(*permuted.shape, config.actions, generator=generator)
+        J = learners.policy_gradient(permuted, logits, config.learner_lr, steps, shared,
+                                     online=system == "online", generator=generator)
         results.add(system, label, unit, steps, distribution.strength(J))
 
-    agent = functools.partial(meta.MetaAgent, entropy=config.entropy)
-    measure_both_loops(results, distribution, correct, agent, tasks.BayesAgent, checkpoint)
-    results["bayes/theory"] = distribution.strength(distribution.bayes_curve())
+    measure_both_loops(
+        results, distribution, correct, meta.MetaAgent, tasks.BayesAgent, checkpoint)
+    results["bayes/theory"] = distribution.strength(distribution.bayes_curve()).numpy()
     return results
 
 Bandit.experiment = bandit
@@ -367,20 +333,12 @@ class Results(dict):
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
     SYSTEM/label (2,), SYSTEM/column (N, E, K)         its name and unit of time; where each mode is
     SYSTEM/theory (R, K), theory_half_times (K,)       its closed form
-    performance/SYSTEM (n, T), excess/SYSTEM ()        loss or reward on new tasks; its last excess
-    probe/SYSTEM (T + 1,)                              R^2 of the probe
+    SYSTEM/excess (n, T), SYSTEM/r_squared (T + 1,)    loss on new tasks; R^2 of the probe
     modes (K,)                                         their names
     """
-
     def __init__(self, config, **arrays):
+        super().__init__(arrays)
         self.config, self.begun = config, time.perf_counter()
-        for name, values in arrays.items():
-            self[name] = values
-
-    def __setitem__(self, name, values):
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().numpy()
-        super().__setitem__(name, np.array(values, order="C"))
 
     def __repr__(self):
         return f"Results of {self.config.name()}: {', '.join(self)}"
@@ -393,8 +351,7 @@ class Results(dict):
         """Adds a system's strengths (R, N, E, K) at times (R,), its label and unit of time, and
         more arrays, such as the column in which each mode stood."""
         arrays = dict(label=(label, unit), time=time, strength=strength, **more)
-        for name, values in arrays.items():
-            self[f"{system}/{name}"] = values
+        self.update({f"{system}/{name}": np.asarray(values) for name, values in arrays.items()})
 
     def systems(self):
         """The names of all systems, in the order in which they were measured."""
@@ -412,72 +369,44 @@ class Results(dict):
             strength = strength.gather(-1, column.argsort(-1).expand_as(strength))
         return strength, time
 
-    def curve(self, system, by_column=False):
-        """A system's times (R,), and its mean strengths and their standard errors over tasks,
-        (R, K)."""
-        strength, time = self.tensors(system, by_column)
-        by_task = strength.mean(2).movedim(1, 0)                            # (N, R, K)
-        return [part.numpy() for part in
-                (time, by_task.mean(0), learners.standard_error(by_task))]
-
-    @property
+    @functools.cached_property
     def summary(self):
         """The numbers of a run as nested dicts, for summary.json; see `learners.describe`."""
-        score, *score_ci = learners.normalized_score(*(
-            torch.from_numpy(self[f"performance/{system}"]).mean(1)
-            for system in ("none", "meta", "bayes")))
-        systems = {}
-        for system in self.systems():
-            systems[system] = learners.describe(*self.tensors(system))
+        systems = {system: learners.describe(*self.tensors(system)) for system in self.systems()}
+        for system, row in systems.items():
             if f"{system}/column" in self:
-                systems[system]["by_column"] = learners.describe(*self.tensors(system, True))
+                row["by_column"] = learners.describe(*self.tensors(system, True))
         both = self.tensors("meta")[0], *self.tensors("bayes")
         systems["meta"]["follows_bayes"] = learners.half_time_correlation(*both).tolist()
-        excess, least = self["excess/meta"].item(), self["excess/bayes"].item()
-        return dict(
-            systems=systems, score=score, score_ci=score_ci, r_squared=self["probe/meta"].tolist(),
-            last_excess=excess / least if least > 1e-6 else math.nan)   # else Bayes is perfect
+        excess = [torch.from_numpy(self[f"{system}/excess"]) for system in ("none", "meta", "bayes")]
+        score, *score_ci = learners.normalized_score(*excess)
+        last, (least, low, _) = excess[1][:, -1].mean().item(), learners.interval(excess[2][:, -1])
+        return dict(systems=systems, score=score, score_ci=score_ci,
+                    r_squared=self["meta/r_squared"].tolist(),
+                    last_excess=last / least if low > 1e-6 else math.nan)       # Bayes errs at all
 
 def measure_both_loops(results, distribution, W, network, optimum, checkpoint=None):
-    """Trains a Meta-Learner and prints its score on held-out tasks along the way. Then measures
-    what it and Bayes learn within the same episodes of the tasks W, and returns those. network
-    is a class like meta.MetaLearner, and optimum one like tasks.Bayes."""
-    config, device, last = results.config, available_device(results.config.device), {}
+    """Trains a Meta-Learner, then measures what it and Bayes learn within the same episodes of the
+    tasks W, and returns those. network is a class like meta.MetaLearner, optimum like tasks.Bayes."""
+    config, device = results.config, available_device(results.config.device)
+    model = network(distribution, config.hidden, config.layers,
+                    generator_for(config, "initialization"), input_gain=config.input_gain).to(device)
     results.log(f"outer loop, on {device}")
-    bayes, model = optimum(distribution), network(
-        distribution, config.hidden, config.layers, generator_for(config, "initialization"),
-        input_gain=config.input_gain)
-    generator = generator_for(config, "test")
-    test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
-    some = [part[:256] for part in test]
-    never, best = distribution.never_learns(*some).mean(1), distribution.score(bayes, *some).mean(1)
-
-    def report(step):
-        """Prints the model's score ten times, and how long the rest of the steps will take."""
-        if step % max(1, config.outer_steps // 10):
-            return
-        now, score = time.perf_counter(), distribution.score(model, *some).mean(1)
-        if last:
-            seconds = (now - last["time"]) / (step - last["step"]) * (config.outer_steps - step)
-            results.log(f"outer step {step} of {config.outer_steps}, score "
-                        f"{learners.normalized_score(never, score, best)[0]:.2f}; {seconds:.0f} s "
-                        "left for the outer loop")
-        last.update(step=step, time=now)
-
-    optimizers = meta.default_optimizers(model.to(device), config.adam_lr, config.muon_lr)
     meta.train(model, distribution, steps=config.outer_steps, batch=config.batch,
-               optimizers=optimizers, generator=generator_for(config, "tasks"),
-               checkpoint=checkpoint, report=report)
+               optimizers=meta.default_optimizers(model, config.adam_lr, config.muon_lr),
+               generator=generator_for(config, "tasks"), checkpoint=checkpoint, report=results.log)
 
     results.log("what the Meta-Learner and Bayes learn within the same episodes")
     episodes = distribution.evaluation_episodes(
         W, config.eval_episodes, generator_for(config, "probe"))
-    results["performance/none"] = distribution.never_learns(*test)
-    for system, label, predictor in ("meta", "Meta-Learner", model), ("bayes", "Bayes", bayes):
-        strength, results[f"probe/{system}"] = distribution.inner_loop(predictor, *episodes)
-        results.add(system, label, "trials", torch.arange(config.trials + 1.0), strength)
-        results[f"performance/{system}"] = performance = distribution.score(predictor, *test)
-        results[f"excess/{system}"] = distribution.excess(performance, strength)
+    generator = generator_for(config, "test")
+    test = distribution.episodes(distribution.sample(config.test_tasks, generator), generator)
+    results["none/excess"] = distribution.never_learns(*test).numpy()
+    for system, label, predictor in (("meta", "Meta-Learner", model),
+                                     ("bayes", "Bayes", optimum(distribution))):
+        strength, r_squared = distribution.inner_loop(predictor, *episodes)
+        results.add(system, label, "trials", range(config.trials + 1), strength,
+                    r_squared=r_squared, excess=distribution.excess(predictor, *test))
     return episodes
 
 # ---------------------------------------------------------------- numbers and figures of a run
@@ -488,109 +417,85 @@ def format_number(value, lower_bound=False):
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{'>' * lower_bound}{round(value, digits) + 0:.{digits}f}"      # + 0: -0.00 is 0.00
 
+def cell(row, measure):
+    """One measure of `learners.describe` as text, with ">" before a lower bound."""
+    bound = measure.replace("staggering", "lower_bound").replace("within", "within_lower_bound")
+    return format_number(row.get(measure, math.nan), bound != measure and row.get(bound, False))
+
 def table(results):
     """The most important numbers of a run as text."""
     summary, K = results.summary, len(results["modes"])
-    lines = ["Half-time of each mode (-: undefined); index: latest over earliest (>: at least),",
-             "of averages over repeats [+- 2 standard errors], the same at strength 0.9, by column",
-             f"and within a repeat; rank correlation between repeats\n\n{'':30}"
-             f"{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}at 0.9 column within rank c."]
+    lines = [f"""Half-time of each mode; index: latest over earliest, of averages over repeats
+[+- 2 standard errors], the same at strength 0.9, by column and within a repeat; rank correlation
+between repeats. ">" marks a lower bound, "-" what is not reached or undefined: an index of a single
+mode, or an excess over a Bayes who makes no error.\n
+{'':30}{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}at 0.9 column within rank c."""]
     for system, row in summary["systems"].items():
         label, half_times = results[f"{system}/label"], map(format_number, row["half_times"])
-        index = format_number(row["staggering"], row["lower_bound"])
         low, high = map(format_number, row["staggering_ci"])
-        column = row.get("by_column", dict(staggering=math.nan, lower_bound=False))
-        cells = [(row["late_staggering"], row["late_lower_bound"]),
-                 (column["staggering"], column["lower_bound"]),
-                 (row["within"], row["within_lower_bound"]), (row["rank_correlation"],)]
+        index, *cells = (cell(row, measure) for measure in (
+            "staggering", "late_staggering", "within", "rank_correlation"))
+        cells.insert(1, cell(row.get("by_column", {}), "staggering"))
         lines.append(f"{f'{label[0]} ({label[1]})':30}{''.join(f'{t:>6}' for t in half_times)}  "
-                     f"{f'{index} [{low}, {high}]':19}"
-                     + "".join(f"{format_number(*cell):>7}" for cell in cells))
+                     f"{f'{index} [{low}, {high}]':19}{''.join(f'{text:>7}' for text in cells)}")
     lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
                  "trial over Bayes': {}\nR^2 of its probe at the last trial: {}".format(
                      summary["score"], *summary["score_ci"],
                      *map(format_number, (summary["last_excess"], summary["r_squared"][-1]))))
-    notes = {
-        "At the last trial the excess of Bayes is not measurably above 0: no ratio.":
-            math.isnan(summary["last_excess"]),
-        "At this skew the evaluation tasks are far out of the task distribution.":
-            abs(getattr(results.config, "skew", 0)) > 0.5,
-        "An index compares modes: with a single one it is undefined.": K == 1,
-        "Warning: the score is below 0.8. An unfinished Meta-Learner has an order of its own;\n"
-        "try more outer steps, or smaller learning rates.": not summary["score"] > 0.8}
-    return "\n".join(lines + [words for words, holds in notes.items() if holds])
+    if not summary["score"] > 0.8:
+        lines.append("Warning: the score is below 0.8. An unfinished Meta-Learner has an order of "
+                     "its own;\ntry more outer steps, or smaller learning rates.")
+    return "\n".join(lines)
 
-def panel(results, system, by_column=False):
-    """A panel for plots.dynamics; plots.dynamics([panel]) is a slide."""
-    time, strength, stderr = results.curve(system, by_column)
+def panel(results, system, by_column=False, repeat=None):
+    """A panel for plots.dynamics: of all tasks and repeats, or of one repeat of the first task.
+    plots.dynamics([panel]) is a slide."""
+    strength, time = results.tensors(system, by_column)
+    if repeat is not None:
+        strength = strength[:, :1, repeat:repeat + 1]
     label, unit = results[f"{system}/label"]
-    row = learners.describe(*results.tensors(system, by_column))
+    row, by_task = learners.describe(strength, time), strength.mean(2).movedim(1, 0)
+    told = f", repeat {repeat + 1}" if repeat is not None else ", by column" * by_column
     theory = "theory_by_column" if by_column else "theory_half_times"
-    return dict(title=f"{label}{', by column' * by_column}\n"
-                f"index {format_number(row['staggering'], row['lower_bound'])}",
-                time=time, strength=strength, stderr=stderr, half_times=row["half_times"],
-                labels=[f"column {k + 1}" for k in range(strength.shape[1])] if by_column
+    return dict(title=f"{label}{told}\nindex {cell(row, 'staggering')}", time=time.numpy(),
+                strength=by_task.mean(0).numpy(), stderr=learners.standard_error(by_task).numpy(),
+                half_times=row["half_times"],
+                labels=[f"column {k + 1}" for k in range(strength.shape[-1])] if by_column
                 else results["modes"],
                 theory=None if by_column else results.get(f"{system}/theory"),
-                theory_half_times=results.get(f"{system}/{theory}"), axes=dict(xlabel=unit),
-                log=len(time) > 20 and np.ptp(np.diff(time)[:-1]) > 0.01 * time[-1])
+                theory_half_times=results.get(f"{system}/{theory}"),
+                axes=dict(xlabel=unit, xscale="log" if 2 * time[1] < time[-1] - time[-2] else "linear"))
 
 def figures(results):
     """All figures of a run by name."""
     systems, caption = results.systems(), results.config.name()
     compared = [system for system in ("learner", "meta", "bayes") if system in systems]
-    controls = [system for system in systems if system not in [*compared, "one_step"]]
     panels = dict(dynamics=[panel(results, system) for system in compared],
-                  controls=[panel(results, system) for system in controls])
+                  controls=[panel(results, system) for system in systems if system not in compared],
+                  repeats=[panel(results, system, repeat=repeat)
+                           for system in compared for repeat in (0, 1, None)])
     if "learner/column" in results:                       # the thesis: whose order is it?
         panels["order"] = [panel(results, system, by_column) for by_column in (False, True)
-                           for system in compared]
-        panels["one_step"] = [panel(results, system, by_column=True)
-                              for system in ("one_step", "meta", "bayes")]
-    captions = dict(order=f"upper row by length, lower row by column; {caption}")
-    drawn = {name: plots.dynamics(those, captions.get(name, caption))
-             for name, those in panels.items() if those}
-    drawn["repeats"] = plots.lines([repeats_panel(results, system) for system in compared],
-                                   f"{caption} · half-times where reached")
-    if "gain_1/time" in results:
+                           for system in compared] + [panel(results, "one_step", True)]
+    drawn = {name: plots.dynamics(those, caption) for name, those in panels.items() if those}
+    if "learner/gain" in results:
         drawn["gain"] = plots.lines([gain_panel(results)], caption)
     return drawn
 
-def repeats_panel(results, system):
-    """Half-times in ten repeats of the first task, and of the average over all its repeats."""
-    strength, time = results.tensors(system)
-    label, unit = results[f"{system}/label"]
-    modes, repeats = results["modes"], min(10, strength.shape[2])
-    average = strength[:, 0].mean(1, keepdim=True)
-    half_times = learners.half_time(torch.cat([strength[:, 0, :repeats], average], 1), time)
-    place = [*range(repeats), repeats + 1.5]
-    reached = half_times.masked_fill(~half_times.isfinite(), torch.nan).numpy()
-    curves = [dict(x=[x] * len(y), y=y, color="0.7", label="_", zorder=1)
-              for x, y in zip(place, reached)]
-    for k, mode in enumerate(modes):                      # beside each other where all agree
-        aside = [0] * repeats + [0.3 * (k - (len(modes) - 1) / 2)]
-        curves.append(dict(x=np.add(place, aside), y=reached[:, k], label=mode, ls="",
-                           marker=plots.MARKERS[k % 5], color=plots.shade(k / len(modes))))
-    return dict(curves=curves, axes=dict(
-        title=label, ylabel=f"half-time ({unit})", xticks=[(repeats - 1) / 2, place[-1]],
-        xticklabels=[f"{repeats} repeats", "average"]))
-
 def gain_panel(results):
     """The Learner's dial: its index against its gain, in theory and measured; no lower bounds."""
-    s = torch.tensor(sorted(results.config.singular_values, reverse=True))
-    gains = torch.logspace(-3, 2, 100)
-    half_times = learners.gain_half_times(s, gains[:, None])                # (100, K)
-    curves = [dict(x=gains, y=half_times[:, -1] / half_times[:, 0], label="theory", color="black",
-                   ls="--")]
-    looks = dict(learner=("D", 0, "Learner's start"), default_start=("^", 1, "torch's default"),
-                 gain_1=("o", 0.5, "layers with a product of zero"))
-    for system, row in results.summary["systems"].items():
-        if f"{system}/gain" in results and not row["lower_bound"]:
-            index, (low, high) = row["staggering"], row["staggering_ci"]
-            marker, place, label = looks.get(system, ("o", 0.5, "_"))       # _: not in the legend
-            curves.append(dict(
-                x=[results[f"{system}/gain"]], y=[index], yerr=[[index - low], [high - index]],
-                label=label, ls="", ms=10, marker=marker, color=plots.shade(place), zorder=3))
+    s, gains = torch.tensor(results.config.singular_values), torch.logspace(-3, 2, 100)
+    law = learners.gain_half_times(s, gains[:, None])                       # (100, K)
+    curves = [dict(x=gains, y=law.amax(-1) / law.amin(-1), label="theory", color="black", ls="--")]
+    for label, marker, designed in (("layers with a product of zero", "o", True),
+                                    ("random starts, small and torch's default", "D", False)):
+        rows = {f"{system}/gain": row for system, row in results.summary["systems"].items()
+                if f"{system}/gain" in results and not row["lower_bound"]
+                and system.startswith("gain_") == designed}
+        index = np.array([row["staggering"] for row in rows.values()])
+        interval = np.reshape([row["staggering_ci"] for row in rows.values()], (-1, 2)).T
+        curves.append(dict(x=[results[gain] for gain in rows], y=index, yerr=abs(interval - index),
+                           label=label, ls="", ms=10, marker=marker, color=plots.shade(designed)))
     return dict(curves=curves, axes=dict(title="The larger the initial gain, the smaller the index",
                 xlabel="initial gain $c_0$", ylabel="staggering index", xscale="log"))
 
@@ -599,7 +504,8 @@ def run(config, folder=None, fresh=False):
     """Runs or resumes an experiment in a folder (default: runs/ and the name of the config); if it
     is complete, only draws it again. Prints the table and returns Results. Raises ValueError or
     OSError if the folder cannot hold this run, and FloatingPointError if learning diverges."""
-    folder = open_folder(config, folder, fresh)
+    folder = Path(folder or f"runs/{config.name()}")
+    open_folder(config, folder, fresh)
     if (folder / "results.npz").exists():
         results = load(folder)
         results.log(f"{folder} is complete: drawing the figures again")
@@ -614,75 +520,66 @@ def run(config, folder=None, fresh=False):
     print(f"\n{table(results)}\nFigures and tables: {folder}", flush=True)
     return results
 
-def open_folder(config, folder=None, fresh=False):
+def open_folder(config, folder, fresh):
     """Makes a folder that of a run: one that is empty or new, or that run's already. With `fresh`,
     it may hold another run of metadyn, which is removed. What metadyn did not write is never
-    touched. Returns its Path. Raises ValueError and OSError."""
-    folder = Path(folder or f"runs/{config.name()}")
+    touched."""
     folder.mkdir(parents=True, exist_ok=True)
-    here = dict(vars(config), family=config.experiment.__name__, device="auto",
-                code=code_version(config))
-    here = json.loads(json.dumps(here))                   # lists for tuples, as in the file
     empty = all(file.name == "unfinished-config.json" for file in folder.iterdir())
-    there = here if empty else read_config(folder)
-    if fresh:
+    if empty or fresh and read_config(folder):
         for name in "results.npz", "checkpoint.pt", "summary.json":
             (folder / name).unlink(missing_ok=True)
-    if fresh or empty:
-        write_json(folder / "config.json", here)
-        return folder
-    differs = [f"{name} {there.get(name)} there, {value} here"
-               for name, value in here.items() if name != "code" and there.get(name) != value]
-    if not (folder / "results.npz").exists():             # a finished run may be of other code
-        differs += [f"{name} changed since" for name in changed_parts(there, here)]
+        write_json(folder / "config.json", identity(config))
+    differs = differences(config, read_config(folder))
+    if (folder / "results.npz").exists():                 # a finished run may be of other code
+        differs = [name for name in differs if not name.endswith(".py")]
     if differs:
-        raise ValueError(f"{folder} holds another run ({', '.join(differs)}); choose another "
-                         "folder, or replace that run with --fresh (fresh=True)")
-    return folder
+        raise ValueError(f"{folder} holds another run: {', '.join(differs)} changed since; choose "
+                         "another folder, or replace that run with --fresh (fresh=True)")
 
-def changed_parts(there, here):
-    """Which parts of the code differ between two contents of config.json."""
-    return [name for name, digest in here["code"].items() if there["code"].get(name) != digest]
+def identity(config):
+    """What makes the numbers of a run: its family, its settings but the device, and a digest of
+    each file of code, comments and docstrings aside."""
+    digests = {}
+    for name in "tasks", "learners", "meta", __name__, type(config).__module__:
+        path = getattr(sys.modules.get(name), "__file__", None)             # a notebook has none
+        if path:
+            tree = ast.parse(Path(path).read_text("utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                    node.value = ast.Constant(None)       # a docstring
+            digests[Path(path).name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return dict(vars(config), family=config.experiment.__name__, device="auto", **digests)
+
+def differences(config, there):
+    """What differs between the identity of a config and a config.json: names of settings, files."""
+    here = json.loads(json.dumps(identity(config)))       # lists for tuples, as in the file
+    return [name for name, value in here.items() if there.get(name) != value]
 
 def read_config(folder):
     """What config.json of a run says. Raises ValueError if there is none of ours."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-        if {"family", "seed", "code"} <= set(config):
-            return config
+        there = json.loads(Path(folder, "config.json").read_text("utf-8"))
+        if {"family", "seed", "learners.py"} <= set(there):
+            return there
     raise ValueError(f"{folder} holds no run of this metadyn; a new one needs an empty or new "
                      "folder")
-
-def code_version(config):
-    """A digest of each part of the code that makes the numbers, comments and docstrings aside."""
-    digests, own = {}, sys.modules.get(type(config).__module__)
-    for part in tasks, learners, meta, sys.modules[__name__], own, config.experiment:
-        with contextlib.suppress(OSError, TypeError):     # what was typed in may have no source
-            tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                    node.value = ast.Constant(None)       # a docstring
-            name = Path(getattr(part, "__file__", part.__name__)).name
-            digests[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-    return digests
 
 def load(folder):
     """The Results of a finished run, with a warning if the code has changed since. Raises
     ValueError if there is none."""
     there, path = read_config(folder), Path(folder, "results.npz")
-    settings = {name: there[name] for name in there if name not in ("family", "code")}
     try:
-        families = {cls.experiment.__name__: cls for cls in Run.__subclasses__()}
-        if there["family"] not in families:
-            raise ValueError(f"nothing here defines {there['family']}")
-        config = families[there["family"]](**settings)
+        family, = (cls for cls in Run.__subclasses__()
+                   if cls.experiment.__name__ == there["family"])
+        config = family(**{each.name: there[each.name] for each in fields(family)})
         with np.load(path) as arrays:
             results = Results(config, **arrays)
     except Exception as error:                            # zipfile and numpy raise many kinds
-        raise ValueError(f"{path} is missing, damaged or of another file: {error}") from error
-    if changed := changed_parts(there, dict(code=code_version(config))):
-        print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it "
-              "again", file=sys.stderr)
+        raise ValueError(f"{path} is missing, damaged or of an unknown family: {error}") from error
+    if changed := differences(config, there):
+        print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it again",
+              file=sys.stderr)
     return results
 
 def write_json(path, values):
@@ -703,63 +600,51 @@ def flatten(values, path=""):
             for name, value in flatten(part, f"{path}/{key}").items()}
 
 def compare(folders, out=None):
-    """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv;
-    half-times at each skew or tie in out/dials.png. Returns the most important numbers as text.
-    Raises ValueError for a folder without a finished run, and if a file of another kind would be
-    overwritten."""
-    runs, configs, columns, rows, lines = {}, {}, ["run", "number", "mean", "sd"], [], []
-    for folder in folders:
-        results = load(folder)
-        name = replace(results.config, seed=0).name()
-        configs[name] = results.config
-        runs.setdefault(name, {})[f"seed{results.config.seed}"] = flatten(results.summary)
-    seeds = sorted({seed for by_seed in runs.values() for seed in by_seed})
-    for run, by_seed in runs.items():
-        for number in next(iter(by_seed.values())):
-            values = [numbers.get(number, math.nan) for numbers in by_seed.values()]
-            several = len(values) > 1 and np.isfinite(values).all()
-            row = [run, number, np.mean(values), np.std(values, ddof=1) if several else math.nan]
-            rows.append(row + [by_seed.get(seed, {}).get(number, "") for seed in seeds])
-            if number == "score" or re.fullmatch(
-                    "systems/(learner|meta|bayes)/(staggering|rank_correlation)", number):
-                bound = number.endswith("staggering") and any(
-                    numbers[number.replace("staggering", "lower_bound")]
-                    for numbers in by_seed.values())
-                mean, sd = format_number(row[2], bound), format_number(row[3])
-                if number == "score":
-                    mean, sd = f"{row[2]:.3f}", f"{row[3]:.3f}"
-                lines.append(f"{run:30} {number.removeprefix('systems/'):26} {mean:>6} +- {sd}")
+    """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv,
+    and half-times in out/dials.png. Returns the most important numbers as text. Raises ValueError
+    for a folder without a finished run, and if a file of another kind would be overwritten."""
+    runs, rows, lines = {}, [], []
+    for results in map(load, folders):
+        name, seed = replace(results.config, seed=0).name(), f"seed{results.config.seed}"
+        runs.setdefault(name, {})[seed] = results.summary
+    for name, summaries in runs.items():
+        flat = {seed: flatten(summary) for seed, summary in summaries.items()}
+        for number in next(iter(flat.values())):
+            values = {seed: numbers.get(number, math.nan) for seed, numbers in flat.items()}
+            each = [*values.values()]
+            sd = np.std(each, ddof=1) if len(each) > 1 and np.isfinite(each).all() else math.nan
+            rows.append(dict(run=name, number=number, mean=np.mean(each), sd=sd, **values))
+            if re.fullmatch("score|systems/(learner|meta|bayes)/(staggering|rank_corr.*n)", number):
+                bound = number.replace("staggering", "lower_bound")
+                unsure = bound != number and any(numbers[bound] for numbers in flat.values())
+                lines.append(f"{name:30} {number:34} {'>' * unsure}{np.mean(each):.3f} +- {sd:.3f}")
     if out:
         path, dials = Path(out, "overview.csv"), Path(out, "dials.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        ours = path.exists() and path.read_text("utf-8").startswith(",".join(columns))
+        ours = path.exists() and path.read_text("utf-8").startswith("run,number,mean,sd")
         if not ours and (path.exists() or dials.exists()):
             raise ValueError(f"{out} holds an overview.csv or dials.png that is not of metadyn")
         with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([columns + seeds, *rows])
-        means = {run: {row[1]: row[2] for row in rows if row[0] == run} for run in runs}
-        caption = "mean over seeds" if len(seeds) > 1 else ""
-        plots.lines(dial_panels(configs, means), caption).savefig(dials)
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        plots.lines(dial_panels(runs)).savefig(dials)
     return "\n".join(lines)
 
-def dial_panels(configs, means):
-    """Half-times of Bayes and the Meta-Learner by mode, or by column where modes have one: a curve
-    for each system and setting of the dial, a panel for each family."""
+def dial_panels(runs):
+    """Mean half-times of Meta-Learner and Bayes, by column where there are columns: a panel for
+    each family."""
     panels = {}
-    for name, config in configs.items():
-        family = config.experiment.__name__
-        curves = panels.setdefault(family, dict(curves=[], axes=dict(
-            title=family, xlabel="column" if family == "linreg" else "mode",
-            ylabel="half-time (trials)")))["curves"]
-        dial = next((name for name in ("skew", "tied") if hasattr(config, name)), None)
-        setting = getattr(config, dial) if dial else 0.0
-        for system, label, line in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
-            half_times = [[mean for number, mean in means[name].items() if number.startswith(
-                f"systems/{system}/{path}half_times/")] for path in ("by_column/", "")]
-            y = half_times[0] or half_times[1]
-            curves.append(dict(x=range(1, len(y) + 1), y=y, ls=line, marker="o", ms=5,
-                               label=f"{label}, {dial} {setting:g}" if dial else label,
-                               color=plots.shade((setting + 1) / 3)))
+    for i, (name, summaries) in enumerate(runs.items()):
+        family = panels.setdefault(name.split("-")[0], dict(curves=[], axes=dict(
+            title=name.split("-")[0], xlabel="column or mode", ylabel="half-time (trials)")))
+        for system, style in ("bayes", "--"), ("meta", "-"):
+            rows = [summary["systems"][system] for summary in summaries.values()]
+            y = np.mean([row.get("by_column", row)["half_times"] for row in rows], 0)
+            family["curves"].append(dict(
+                x=range(1, len(y) + 1), y=y, label=f"{system}, {name}", ls=style, marker="o", ms=5,
+                color=plots.shade(i / len(runs))))
     return list(panels.values())
 
 def make_parser():
@@ -786,19 +671,17 @@ def make_parser():
     return parser
 
 def main(words=None):
-    """Runs a command line. Returns 0, or 1 for a failure and 130 for Ctrl-C; a mistake by the user
-    exits with argparse's error and status 2."""
+    """Runs a command line. A mistake by the user exits with argparse's error and status 2, and a
+    failure with one sentence and status 1."""
     parser = make_parser()
     options = vars(parser.parse_args(words))
     command, folder = options.pop("command"), options.pop("out")
     try:
         if command == "compare":
-            print(compare(options["folders"], folder))
-            return 0
+            return print(compare(options["folders"], folder))
         settings, quick, fresh = map(options.pop, ("settings", "quick", "fresh"))
-        config = settings.quick(**options) if quick else settings(**options)
-        folder = open_folder(config, folder, fresh)
-    except (ValueError, OSError) as error:
+        config = (settings.quick if quick else settings)(**options)
+    except ValueError as error:
         parser.error(str(error))
     if quick:
         torch.set_num_threads(1)                          # as fast as two, and fair to neighbours
@@ -809,18 +692,9 @@ def main(words=None):
         ctypes.CDLL(None).mallopt(-4, 0)                  # M_MMAP_MAX
         ctypes.CDLL(None).mallopt(-1, -1)                 # M_TRIM_THRESHOLD
     try:
-        run(config, folder)
-        return 0
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise                                         # a mistake of ours
-        print(f"\nmetadyn.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nmetadyn.py: stopped; the same command, without --fresh, resumes from the last "
-              "checkpoint", file=sys.stderr)
-        return 130
+        run(config, folder, fresh)
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(1, f"\nmetadyn.py: {error}\n")
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    main()

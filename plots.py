@@ -72,59 +72,38 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
 
 def dynamics(panels, caption=""):
     """Curves against time, one panel per system. In a concurrent one the dots lie below each other.
-    panels: dicts with the arguments of `draw_modes`, title, and optionally log (a logarithmic time
-    axis) and axes (a dict for Axes.set, for example with xlabel)."""
-    columns, words, explained = min(3, len(panels)), set(), None
+    panels: dicts with the arguments of `draw_modes`, title, and axes (a dict for Axes.set). Those of
+    a row, three of them, have the same labels."""
+    columns, words = min(3, len(panels)), set()
     drawn, grid = new_figure(columns, -(-len(panels) // columns))
     for ax in grid.flat[len(panels):]:
         ax.remove()
     for i, (ax, panel) in enumerate(zip(grid.flat, panels)):
-        panel = dict(panel)
-        title, log, axes = panel.pop("title"), panel.pop("log", False), panel.pop("axes", {})
-        words |= draw_modes(ax, **panel)
-        if "yscale" not in axes:
-            low, high = ax.get_ylim()                     # room for what overshoots
-            axes = dict(ylim=(min(-0.1, low), max(1.1, high)), yticks=[0, 0.5, 1]) | axes
-        ylabel = "" if i % columns else "mode strength"
-        ax.set(title=title, **dict(ylabel=ylabel, xmargin=0) | axes)
-        if log:
-            ax.set_xscale("symlog", linthresh=panel["time"][1])         # step 0 is shown, too
-            ax.xaxis.set_major_formatter("{x:g}")
-        # a legend at the end of a row, or where the labels change, unless it stands above
-        labels, *following = [list(each["labels"]) for each in panels[i:i + 2]]
-        ends = (i + 1) % columns == 0 or following != [labels]
-        if ends and len(labels) > 1 and labels != explained:
-            explained = labels
+        modes = {name: panel[name] for name in panel if name not in ("title", "axes")}
+        words |= draw_modes(ax, **modes)
+        low, high = ax.get_ylim()                         # room for what overshoots
+        axes = dict(ylim=(min(-0.1, low), max(1.1, high)), yticks=[0, 0.5, 1], xmargin=0,
+                    ylabel="" if i % columns else "mode strength", title=panel["title"])
+        ax.set(**axes | panel.get("axes", {}))
+        if (i + 1) % columns == 0:
             ax.legend(frameon=False, fontsize=12, loc="center left", bbox_to_anchor=(1, 0.5))
     add_caption(drawn, " · ".join([caption] * bool(caption) + sorted(words, reverse=True)))
+    return drawn
+
+def lines(panels, caption=""):
+    """Panels with log y axes: dicts of curves, for Axes.errorbar, and axes, for Axes.set."""
+    drawn, grid = new_figure(len(panels), height=5)
+    for ax, panel in zip(grid.flat, panels):
+        for curve in panel["curves"]:
+            ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
+        ax.set(yscale="log", **panel["axes"])
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    add_caption(drawn, caption)
     return drawn
 
 def add_caption(drawn, caption):
     """Writes a caption below a figure, in as many lines as it needs."""
     drawn.supxlabel(textwrap.fill(caption, int(11 * drawn.get_figwidth())), fontsize=12, color=GREY)
-
-def lines(panels, caption=""):
-    """Panels with log y axes: dicts of curves, for Axes.errorbar, and axes, for Axes.set. Panels
-    with the same labels share a legend, those with the same ylabel also its axis."""
-    (drawn, grid), first = new_figure(len(panels), height=5), {}
-    for ax, panel in zip(grid.flat, panels):
-        if first.setdefault(panel["axes"]["ylabel"], ax) is not ax:
-            ax.sharey(first[panel["axes"]["ylabel"]])
-        for curve in panel["curves"]:
-            ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
-        ax.set(yscale="log", **panel["axes"])
-        low, high = ax.get_ylim()
-        ticks = (1, 1.2, 1.5, 2, 3, 4, 5, 7) if high < 8 * low else (1, 2, 5)
-        ax.yaxis.set_major_locator(LogLocator(subs=ticks))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
-    handles, labels = zip(*(ax.get_legend_handles_labels() for ax in grid.flat))
-    if all(each == labels[0] for each in labels):
-        fitting = int(12.5 * drawn.get_figwidth() / (8 + max(map(len, labels[0]))))
-        drawn.legend(handles[0], labels[0], frameon=False, fontsize=12, ncols=max(1, fitting),
-                     loc="outside upper center")
-    else:
-        for ax in grid.flat:
-            ax.legend(frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    add_caption(drawn, caption)
-    return drawn

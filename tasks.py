@@ -83,17 +83,14 @@ class FeatureRegression:
         residual = (f - phi @ W_hat.mT).square().sum((-2, -1))
         return W_hat, residual, f.square().sum((-2, -1))
 
-    def score(self, predictor, x, y):
-        """Squared error of each episode and trial, averaged over outputs: (B, T), on the CPU."""
-        return (in_chunks(predictor.predict, x, y) - y).square().mean(-1)
+    def excess(self, predictor, x, y):
+        """Squared error of each episode and trial, averaged over outputs, less the variance of the
+        noise: (B, T), on the CPU."""
+        return (in_chunks(predictor.predict, x, y) - y).square().mean(-1) - self.noise ** 2
 
     def never_learns(self, x, y):
-        """What a system scores that always guesses the mean, zero: (B, T)."""
-        return y.square().mean(-1)
-
-    def excess(self, losses, strength):
-        """A system's error at the last trial above the noise, from what `score` returned."""
-        return losses[:, -1].mean() - self.noise ** 2
+        """The excess of a system that always guesses the mean, zero: (B, T)."""
+        return y.square().mean(-1) - self.noise ** 2
 
     def inner_loop(self, predictor, W, xq, x, y):
         """What a predictor learns in `evaluation_episodes`: strengths (T + 1, N, E, K), and the
@@ -310,18 +307,14 @@ class ContextualBandit:
         episodes = self.episodes(self.repeats(correct, n, generator).flatten(0, 1), generator)
         return tuple(part.unflatten(0, (-1, n)) for part in episodes)
 
-    def score(self, agent, correct, contexts, action_noise):
-        """Reward of each episode and trial: (B, T)."""
-        return in_chunks(lambda *episodes: self.play(agent, *episodes)[1],
-                         correct, contexts, action_noise, size=2048)
+    def excess(self, agent, correct, contexts, action_noise):
+        """Regret of each episode and trial, 1 less the reward: (B, T)."""
+        return 1 - in_chunks(lambda *episodes: self.play(agent, *episodes)[1],
+                             correct, contexts, action_noise, size=2048)
 
     def never_learns(self, correct, contexts, action_noise):
-        """The expected reward of a system that acts at random: (B, T)."""
-        return torch.full(contexts.shape, 1 / self.actions)
-
-    def excess(self, rewards, strength):
-        """How much strength a system still lacks after the last trial, on average over contexts."""
-        return 1 - strength[-1].mean()
+        """The expected regret of a system that acts at random: (B, T)."""
+        return torch.full(contexts.shape, 1 - 1 / self.actions)
 
     def inner_loop(self, agent, permuted, contexts, action_noise):
         """Strengths (T + 1, N, E, C) in `evaluation_episodes`; R^2 = 1 (T + 1,): nothing is fit."""

@@ -116,6 +116,20 @@ def test_wide_starts_follow_the_law_and_only_small_ones_the_strengths_and_none_t
     ratio = narrow["over_law"].mean(0)                    # with the gain of the small start
     assert (ratio.diff() > 0).all() and ratio[-1] > 1.3
 
+def test_from_a_small_start_gradient_descent_converges_to_bayes_without_noise_and_skew():
+    distribution = tasks.LinearRegression([1.0] * 3, noise=0.1, trials=2)      # 2 of 3 directions
+    x, y = (z.double() for z in drawn(distribution, 4))
+    layers = [layer.requires_grad_() for layer in learners.init_layers(
+        [4], [3, 16, 3], seeded(), 1e-4, torch.float64)]
+
+    def loss(step):
+        return 0.5 * (y - x @ (layers[1] @ layers[0]).mT).square().sum()
+
+    found = learners.gradient_descent(layers, loss, lambda: layers[1] @ layers[0], 0.05, [3000])[0]
+    blind = tasks.LinearRegression([1.0] * 3, noise=0.0, trials=2)
+    assert_close(found, tasks.Bayes(blind).maps(x, y)[:, -1], atol=1e-3, rtol=0)
+    assert_close(found, y.mT @ torch.linalg.pinv(x).mT, atol=1e-3, rtol=0)
+
 def test_two_contexts_and_two_actions_interfere_as_derived():
     logits = torch.randn(50, 2, 2, generator=seeded(), dtype=torch.float64)
     correct, dt = torch.tensor([[0, 1]]).expand(50, 2), 1e-6
@@ -293,23 +307,21 @@ def test_summary_table_and_panel_say_what_is_true_of_planted_arrays():
     results = metadyn.Results(metadyn.LinReg(), modes=["a", "b"])
     for system in "learner", "meta", "bayes":
         results.add(system, system, "steps", TIME, planted([[[20.0, 60.0]] * 4] * 3))
-    for system, last in ("none", 1.0), ("meta", 0.05), ("bayes", 0.02):
-        results[f"performance/{system}"] = torch.tensor([[1.0, last]]).repeat(50, 1)
-        results[f"excess/{system}"] = last - 0.01
-    results["probe/meta"] = np.ones(2)
+    for system, last in ("none", 1.0), ("meta", 0.04), ("bayes", 0.01):
+        results[f"{system}/excess"] = np.array([[1.0, last]] * 50)
+    results["meta/r_squared"] = np.ones(2)
     summary = results.summary
     assert summary["systems"]["learner"]["staggering"] == pytest.approx(3)
-    assert summary["last_excess"] == pytest.approx(4)     # 0.05 and 0.02, both less 0.01
-    assert summary["score"] == pytest.approx(0.95 / 0.98)
+    assert summary["last_excess"] == pytest.approx(4)     # 0.04 over 0.01
+    assert summary["score"] == pytest.approx(0.96 / 0.99)
     assert "Warning" not in metadyn.table(results)
-    results["learner/strength"] = planted([[[20.0, 60.0]] * 4, [[20.0, 900.0]] * 4])  # 900: never
-    results["excess/bayes"], results["performance/meta"] = 1e-16, torch.full((50, 2), 30.0)
+    results = metadyn.Results(results.config, **results)
+    results["learner/strength"] = planted([[[20.0, 60.0]] * 4, [[20.0, 900.0]] * 4]).numpy()
+    results["bayes/excess"], results["meta/excess"] = 0 * results["bayes/excess"], 30 + np.ones((50, 2))
     text, drawn = metadyn.table(results), metadyn.panel(results, "learner")
     assert re.search(r"learner \(steps\) +20.0 +- +>5.48", text)      # sqrt(3 * 10)
     assert drawn["half_times"] == [pytest.approx(20), math.inf] and "index >5.48" in drawn["title"]
-    assert "not measurably above 0" in text and "Warning" in text and text.isascii()
-    results["modes"] = ["a"]
-    assert "a single one it is undefined" in metadyn.table(results)
+    assert "over Bayes': -" in text and "Warning" in text and text.isascii()
 
 def test_the_score_and_its_interval():
     assert learners.interval(torch.tensor([1.0, 2.0, 3.0, math.nan])) == pytest.approx(
@@ -317,6 +329,7 @@ def test_the_score_and_its_interval():
     gain, noise = 0.8 + torch.tensor([[0.3], [0.1]]) * torch.randn(2, 500, generator=seeded())
     none, bayes = 1 + gain, torch.ones(500)
     between = none - 0.75 * gain + (noise - 0.8)          # noise alone makes the score uncertain
+    none, between, bayes = none[:, None], between[:, None], bayes[:, None]
     _, low, high = learners.normalized_score(none, between, bayes)
     assert low < 0.75 < high
     assert high - low == pytest.approx(4 * 0.1 / 0.8 / 500 ** 0.5, rel=0.1)
@@ -389,7 +402,7 @@ def test_moments_of_the_samplers():
             (skewed[:, 0, 2] ** 2, 400 / 5269), (skewed.square().sum((-2, -1)) / 5, 1),
             (learners.init_layers([4000], [5, 64, 5], seeded())[1][:, 0, 0] ** 2, 1 / 192)):
         assert abs(samples.mean() - expected) < 4 * standard_error(samples)
-    assert (BANDIT.never_learns(*drawn(BANDIT)) == 1 / 5).all()
+    assert (BANDIT.never_learns(*drawn(BANDIT)) == 1 - 1 / 5).all()
     correct = tasks.ContextualBandit(3, 4).repeats(torch.tensor([[0, 1, 0]]), 50, seeded())[0]
     assert correct[:, 0].unique().tolist() == [0, 1, 2, 3]
     assert (correct[:, 0] == correct[:, 2]).all() and (correct[:, 0] != correct[:, 1]).all()
@@ -472,22 +485,24 @@ REMOVED = dict(linreg="one_layer", nonlinreg="fourier_inputs", bandit="own_biase
 
 @pytest.mark.parametrize("family", REMOVED)
 def test_a_quick_run_shows_the_claim_and_its_ablation(family):
-    results = FAMILIES[family].quick(device="cpu").experiment()
+    smaller = dict(nonlinreg=dict(outer_steps=1700, online_steps=200, converged_episodes=1),
+                   bandit=dict(contexts=3, actions=4, trials=20, outer_steps=300)).get(family, {})
+    results = FAMILIES[family].quick(device="cpu", **smaller).experiment()
     summary = results.summary
     learner, removed, learned = (summary["systems"][system] for system in (
         "learner", REMOVED[family], "meta"))
     assert learner["staggering"] > 1.6 and learner["rank_correlation"] > 0.4
     assert 0.9 < removed["staggering"] < 1.25 and not learner["lower_bound"]
     assert summary["score"] > 0.9 and summary["score_ci"][0] < 1      # nothing beats Bayes
-    assert learned["staggering"] < min(1.2, 0.7 * learner["staggering"])
+    assert learned["staggering"] < 0.7 * learner["staggering"]
     for name in results:
         if name.endswith("/theory"):                      # drawn beside the curves: what is left
-            _, strength, _ = results.curve(name.removesuffix("/theory"))
+            strength = metadyn.panel(results, name.removesuffix("/theory"))["strength"]
             left = (1 - strength) / (1 - strength[0])
             np.testing.assert_allclose(left, 1 - results[name], atol=0.04, rtol=0, err_msg=name)
     if family == "linreg":                                # t trials fix t of its two directions
-        _, strength, _ = results.curve("converged")
-        assert_close(strength[:3].T, np.float32([[0, 0.5, 1]] * 2), atol=0.1, rtol=0)
+        strength = metadyn.panel(results, "converged")["strength"]
+        assert_close(strength[[0, 1, 8]].T, np.float32([[0, 0.5, 1]] * 2), atol=0.1, rtol=0)
     if family == "bandit":                                # rewards of one trial a step are noisy
         assert summary["systems"]["online"]["within"] > 2 * learner["within"]
 
@@ -501,7 +516,7 @@ def test_a_meta_learner_that_sees_no_answers_learns_nothing():
     model, (x, y) = Unanswered(distribution, 32, 1, seeded(1)), drawn(distribution, 2000)
     meta.train(model, distribution, 200, 64, seeded())
     never = distribution.never_learns(x, y).mean()
-    assert never - distribution.score(model, x, y).mean() < 0.02 * never
+    assert never - distribution.excess(model, x, y).mean() < 0.02 * never
 
 # ---------------------------------------------------------------- the README
 @pytest.mark.parametrize("number", range(8))
@@ -511,7 +526,7 @@ def test_an_exercise_prints_what_its_answer_promises(number, capsys):
     printed = re.findall(r"\d+\.\d+", capsys.readouterr().out)[-1]
     assert float(printed) == pytest.approx(float(promised), rel=0.2 if about else 0.02)
 
-def test_the_other_code_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_other_code_of_the_readme_runs(tmp_path, unsaved, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for code in set(CODE) - {code for code, _, _ in EXERCISES}:
         exec(code, {"__name__": "example"})
@@ -563,7 +578,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_runs():
 SMALL = dict(hidden=8, layers=1, batch=8, outer_steps=12, eval_tasks=3, eval_episodes=8, trials=6,
              test_tasks=64, device="cpu", learner_steps=41, learner_repeats=2)
 TINY = dict(
-    linreg=SMALL | dict(singular_values=[1.1, 0.4], converged_episodes=2),
+    linreg=SMALL | dict(singular_values=[1.1, 0.4]),
     nonlinreg=SMALL | dict(n_frequencies=2, online_steps=20, converged_episodes=2),
     bandit=SMALL | dict(contexts=3, actions=3))
 
@@ -575,28 +590,6 @@ def words(family, *more):
                for name, value in TINY[family].items()]
     return [family, *sum(options, []), *map(str, more)]
 
-@pytest.fixture(autouse=True)
-def unsaved_figures(monkeypatch):
-    """Figures of a run are drawn, but not saved: that takes most of a tiny run's time."""
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, where, **more: None)
-
-def test_a_figure_shows_itself_takes_lists_clips_nothing_and_explains_what_is_drawn(monkeypatch):
-    monkeypatch.undo()                                    # of unsaved_figures
-    panel = dict(title="A", time=[0, 1, 2], labels="ab",
-                 strength=[[0.0, 0.1], [0.4, 0.2], [2.5, -0.6]])
-    more = dict(half_times=[1.1, math.inf], stderr=[[0.1] * 2] * 3, theory=[[0.5]] * 3,
-                theory_half_times=[1.0, 9.0])
-    figure = plots.dynamics([panel, panel | more], "seed")
-    assert figure._repr_png_().startswith(b"\x89PNG")
-    low, high = figure.axes[0].get_ylim()
-    assert low < -0.6 and high > 2.5
-    assert figure.get_supxlabel().split(" · ") == [
-        "seed", "dots: half-times, one below the other", "dashes: theory", "crosses: theory",
-        "bands: 2 standard errors"]
-    equal = plots.dynamics([panel | dict(half_times=[1.0, 1.0])]).axes[0]
-    dots = [tuple(line.get_xydata()[0]) for line in equal.lines if len(line.get_xydata()) == 1]
-    assert len(set(dots)) == 2                            # equal half-times are seen to be two
-
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Folders of tiny runs by family, one made by a command on a console of ASCII alone."""
@@ -605,11 +598,35 @@ def runs(tmp_path_factory):
     done = subprocess.run(command, check=True, capture_output=True,
                           env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert b"Warning" in done.stdout and b"outer loop" in done.stderr
-    for family in "linreg", "nonlinreg":
-        metadyn.run(tiny(family), folder / family)
+    with pytest.MonkeyPatch.context() as patch:           # saving takes most of a tiny run's time
+        patch.setattr(plots.Figure, "savefig", lambda figure, where, **more: None)
+        for family in "linreg", "nonlinreg":
+            metadyn.run(tiny(family), folder / family)
     return {family: folder / family for family in TINY}
 
-def test_a_run_leaves_a_table_its_files_and_its_figures(runs):
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Figures are drawn, but not saved."""
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, where, **more: None)
+
+def test_a_figure_shows_itself_takes_lists_clips_nothing_and_explains_what_is_drawn():
+    panel = dict(title="A", time=[0, 1, 2], labels="ab",
+                 strength=[[0.0, 0.1], [0.4, 0.2], [2.5, -0.6]])
+    more = dict(half_times=[1.0, 1.0], stderr=[[0.1] * 2] * 3, theory=[[0.5]] * 3,
+                theory_half_times=[1.0, 9.0])
+    figure = plots.dynamics([panel, panel | more], "seed")
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    low, high = figure.axes[0].get_ylim()
+    assert low < -0.6 and high > 2.5
+    assert figure.get_supxlabel().split(" · ") == [
+        "seed", "dots: half-times, one below the other", "dashes: theory", "crosses: theory",
+        "bands: 2 standard errors"]
+    points = [tuple(line.get_xydata()[0]) for line in figure.axes[1].lines
+              if len(line.get_xydata()) == 1]             # two dots and a cross
+    assert len(points) == 3 and len(set(points)) == 2     # equal half-times are seen to be two
+
+def test_a_complete_run_leaves_its_files_and_is_drawn_again_from_its_arrays_alone(
+        runs, unsaved, monkeypatch):
     assert (runs["bandit"] / "dynamics.png").read_bytes().startswith(b"\x89PNG")
     for folder in runs.values():
         text = (folder / "summary.json").read_text()
@@ -617,33 +634,29 @@ def test_a_run_leaves_a_table_its_files_and_its_figures(runs):
             "half_times", "staggering", "staggering_ci", "within", "rank_correlation"}
         assert "NaN" not in text and "Infinity" not in text
         assert metadyn.load(folder)["learner/time"][-1] == 41   # the last step is recorded
-
-def test_a_complete_run_is_drawn_again_from_its_arrays_alone(runs, monkeypatch):
     monkeypatch.setattr(learners, "linear_network", None)
     results = metadyn.run(tiny("linreg", device="auto"), runs["linreg"])
-    time, strength, _ = results.curve("learner")
+    time, strength = (metadyn.panel(results, "learner")[name] for name in ("time", "strength"))
     lines = metadyn.figures(results)["dynamics"].axes[0].lines        # what is measured is drawn
     for curve in strength.T:
         assert any(np.array_equal(line.get_xydata(), np.stack([time, curve], 1)) for line in lines)
     with pytest.raises(ValueError, match="'Bayes' is not one of .*bayes"):
-        results.curve("Bayes")
+        metadyn.panel(results, "Bayes")
 
 @pytest.mark.parametrize("changed, same", [
     (dict(test_tasks=80), ["meta/strength", "bayes/strength"]),
-    (dict(eval_episodes=20), ["performance/meta", "learner/strength"])])
+    (dict(eval_episodes=20), ["meta/excess", "learner/strength"])])
 def test_what_one_part_draws_never_shifts_another(changed, same, runs):
     after = metadyn.linreg(tiny("linreg", **changed))
     for name in same:
         np.testing.assert_array_equal(after[name], metadyn.load(runs["linreg"])[name], name)
-
-def test_the_generators_of_seeds_and_purposes_are_all_different():
-    drawn = {metadyn.generator_for(metadyn.LinReg(seed=seed), purpose).initial_seed() % 2 ** 32
+    seeds = {metadyn.generator_for(metadyn.LinReg(seed=seed), purpose).initial_seed() % 2 ** 32
              for seed in range(50) for purpose in ("tasks", "probe", "a new one")}
-    assert len(drawn) == 150
+    assert len(seeds) == 150
 
 @pytest.mark.parametrize("family, step", [("linreg", 3), ("nonlinreg", 12), ("bandit", 7)])
 def test_stopped_at_a_checkpoint_and_started_again_it_leaves_the_same_arrays(
-        family, step, runs, tmp_path, monkeypatch):
+        family, step, runs, unsaved, tmp_path, monkeypatch):
     def save_and_stop(path, call, at, *more):
         save(path, call, at, *more)
         if at == step:
@@ -651,33 +664,32 @@ def test_stopped_at_a_checkpoint_and_started_again_it_leaves_the_same_arrays(
 
     save = meta.save
     monkeypatch.setattr(meta, "save", save_and_stop)
-    assert metadyn.main(words(family, "--out", tmp_path)) == 130
+    with pytest.raises(KeyboardInterrupt):
+        metadyn.main(words(family, "--out", tmp_path))
     monkeypatch.setattr(meta, "save", save)
-    assert metadyn.main(words(family, "--out", tmp_path)) == 0
+    metadyn.main(words(family, "--out", tmp_path))
     np.testing.assert_equal(metadyn.load(tmp_path), metadyn.load(runs[family]))
 
 @pytest.mark.parametrize("arguments, message", [
     ("cubreg", "invalid choice: 'cubreg'"), ("linreg --lr 1", "unrecognized arguments: --lr 1"),
     ("linreg --noise -1", "noise cannot be -1.0; allowed is float from 0 to 2147483647"),
     ("linreg --trials 0", "trials cannot be 0"), ("linreg --trials 2.5", "invalid int value"),
-    ("linreg --singular-values 1 0", "singular_values cannot be (1.0, 0.0)"),
-    ("nonlinreg --noise nan", "noise cannot be nan"), ("linreg --skew 2", "skew cannot be 2.0"),
+    ("linreg --singular-values 1 0", "singular_values cannot be [1.0, 0.0]"),
+    ("nonlinreg --noise nan", "noise cannot be nan"), ("bandit --actions 3", "5 contexts, 3 act"),
     ("bandit --seed 99999999999999999999", "seed cannot be 99999999999999999999"),
     ("bandit --device tpu", "there is no tpu on this machine"),
-    ("bandit --actions 3", "5 contexts, 3 actions"), ("compare nowhere", "nowhere holds no run"),
-    ("linreg --out /dev/null/run", "Not a directory"), ("linreg --out a\0b", "null"),
-    (f"linreg --device {'mps' if torch.cuda.is_available() else 'cuda'}", "on this machine")])
-def test_a_mistake_on_the_command_line_is_argparses_error(
+    ("compare nowhere", "nowhere holds no run"), ("linreg --out /dev/null/run", "Not a directory")])
+def test_a_mistake_on_the_command_line_is_one_sentence(
         arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1" if "--out" in arguments else "2"):
         metadyn.main(arguments.split(" "))
     out, err = capsys.readouterr()
     assert out == "" and message in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize("name, value", [
-    ("noise", -1e-5), ("noise", "a"), ("trials", 2.5), ("singular_values", []), ("seed", 2 ** 31)])
+    ("noise", "a"), ("trials", 2.5), ("singular_values", []), ("seed", 2 ** 31)])
 def test_the_same_mistakes_from_python_are_a_value_error(name, value):
     with pytest.raises(ValueError, match="cannot be"):
         metadyn.LinReg(**{name: value})
@@ -686,7 +698,7 @@ def test_a_folder_is_named_after_what_differs():
     names = [config.name() for config in (
         metadyn.Bandit(), metadyn.LinReg.quick(noise=np.float64(0.2), seed=np.int64(1)),
         metadyn.LinReg(singular_values=[1, 2], device="cpu"))]
-    assert names == ["bandit", "linreg-quick-noise0.2-seed1", "linreg-singular_values1.0_2.0"]
+    assert names == ["bandit", "linreg-quick-noise0.2-seed1", "linreg-singular_values1_2"]
 
 def test_ctrl_c_while_libraries_are_imported_is_no_traceback(tmp_path):
     (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
@@ -694,12 +706,12 @@ def test_ctrl_c_while_libraries_are_imported_is_no_traceback(tmp_path):
                           env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == -2 and not done.stderr      # killed by SIGINT
 
-def test_a_quick_run_takes_one_thread(monkeypatch, tmp_path):
+def test_a_quick_run_takes_one_thread(monkeypatch):
     seen = []
     monkeypatch.setattr(metadyn, "run", lambda *arguments: seen.append(torch.get_num_threads()))
     torch.set_num_threads(2)
     for quick in [], ["--quick"]:
-        metadyn.main(["linreg", "--out", f"{tmp_path}/{len(quick)}", *quick])
+        metadyn.main(["linreg", *quick])
     assert seen == [2, 1]
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -712,21 +724,21 @@ def test_what_a_user_made_is_never_touched(files, fresh, tmp_path):
     there = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert there == dict.fromkeys(files, "[1]")
 
-def test_a_folder_belongs_to_its_settings_and_numpy_numbers_are_numbers(runs, tmp_path):
+def test_a_folder_belongs_to_its_settings_and_numpy_numbers_are_numbers(runs, unsaved, tmp_path):
     folder = shutil.copytree(runs["linreg"], tmp_path / "run")
     (folder / "notes.txt").write_text("mine")
     metadyn.run(tiny("linreg", noise=np.float64(0.1), seed=np.int64(0)), folder)       # the same
-    with pytest.raises(ValueError, match=r"hidden 8 there, 9 here.*--fresh"):
+    with pytest.raises(ValueError, match="hidden changed since.*--fresh"):
         metadyn.run(tiny("linreg", hidden=9), folder)
     again = metadyn.run(tiny("linreg", hidden=9), folder, fresh=True)
-    assert (again["performance/meta"] != metadyn.load(runs["linreg"])["performance/meta"]).any()
+    assert (again["meta/excess"] != metadyn.load(runs["linreg"])["meta/excess"]).any()
     assert (folder / "notes.txt").read_text() == "mine"
     assert json.dumps(metadyn.load(folder).summary) == json.dumps(again.summary)
 
 @pytest.mark.parametrize("word, other, changed", [
     ("Learners: systems", "Learners: things", False), ("0.5 * error", "0.6 * error", True)])
 def test_a_run_belongs_to_the_code_that_made_it(
-        word, other, changed, runs, tmp_path, monkeypatch, capsys):
+        word, other, changed, runs, unsaved, tmp_path, monkeypatch, capsys):
     folder, copy = shutil.copytree(runs["linreg"], tmp_path / "run"), tmp_path / "learners.py"
     text = Path(learners.__file__).read_text("utf-8")
     assert word in text
@@ -745,7 +757,8 @@ def test_a_damaged_file_is_one_sentence(file, runs, tmp_path, capsys):
     damaged = (folder / file).read_bytes()[:700]
     (folder / "results.npz").unlink()                     # else the checkpoint is not read
     (folder / file).write_bytes(damaged)
-    assert metadyn.main(words("linreg", "--out", folder)) == 1
+    with pytest.raises(SystemExit, match="1"):
+        metadyn.main(words("linreg", "--out", folder))
     assert "damaged" in capsys.readouterr().err.splitlines()[-1]
 
 def test_a_checkpoint_belongs_to_its_call_and_its_task_distribution(tmp_path):
@@ -768,21 +781,20 @@ def test_a_loss_or_gradient_that_is_not_finite_names_the_outer_step(broken):
     with pytest.raises(FloatingPointError, match="outer step 7"):
         meta.train(model, LINEAR, 20, 1, seeded(), [torch.optim.Adam(model.parameters())])
 
-def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(runs, tmp_path):
+def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(runs, unsaved, tmp_path):
     results = [metadyn.run(tiny("linreg", seed=seed, learner_lr=0.15), tmp_path / str(seed))
                for seed in (0, 1)]                        # 41 steps are enough for one mode only
-    text = metadyn.compare([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
+    folders = tmp_path / "0", tmp_path / "1", runs["bandit"]
+    assert re.search(r"learner/staggering +>\d", metadyn.compare(folders, tmp_path / "both"))
     rows = csv.DictReader((tmp_path / "both/overview.csv").read_text("utf-8").splitlines())
-    row, = (row for row in rows if row["number"] == "score")
+    row = next(row for row in rows if row["number"] == "score")
     first, second = (each.summary["score"] for each in results)
     assert [float(row[column]) for column in ("mean", "sd", "seed0", "seed1")] == pytest.approx(
         [(first + second) / 2, abs(first - second) / 2 ** 0.5, first, second])
-    assert re.search(r"learner\W+staggering +>\d", text)
-    assert "bandit" in metadyn.compare([tmp_path / "0", runs["bandit"]], tmp_path / "families")
-    unknown = shutil.copytree(tmp_path / "1", tmp_path / "cubreg") / "config.json"
-    unknown.write_text(unknown.read_text().replace('"linreg"', '"cubreg"'))
-    with pytest.raises(ValueError, match="nothing here defines cubreg"):
-        metadyn.load(tmp_path / "cubreg")
+    config = tmp_path / "1" / "config.json"
+    config.write_text(config.read_text().replace('"linreg"', '"cubreg"'))
+    with pytest.raises(ValueError, match="unknown family"):
+        metadyn.load(tmp_path / "1")
     for name in "overview.csv", "dials.png":
         (tmp_path / name).write_text("mine")
         with pytest.raises(ValueError, match="not of metadyn"):
@@ -792,12 +804,12 @@ def test_runs_are_compared_over_seeds_and_bounds_stay_bounds(runs, tmp_path):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("family, settings", [
     ("linreg", dict(singular_values=2.0, trials=2, noise=0.0)),
-    ("linreg", dict(singular_values=[1.0] * 6, skew=-1.0, converged_episodes=1, learner_repeats=1)),
+    ("linreg", dict(singular_values=[1.0] * 6, skew=-1.0, learner_repeats=1)),
     ("nonlinreg", dict(n_frequencies=3, trials=2, skew=0.5, noise=0.0, converged_episodes=99)),
     ("nonlinreg", dict(batch=1, outer_steps=1, learner_steps=1, online_steps=1)),
     ("bandit", dict(actions=2, muon_lr=0.05)),
     ("bandit", dict(contexts=2, tied=2, learner_steps=1, outer_steps=1))])
-def test_other_settings_are_carried_out_without_a_warning(family, settings, tmp_path):
+def test_other_settings_are_carried_out_without_a_warning(family, settings, unsaved, tmp_path):
     results = metadyn.run(tiny(family, **settings), tmp_path)
     for system in "learner", "meta", "bayes":
         assert np.isfinite(results[f"{system}/strength"]).all()
