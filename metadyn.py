@@ -75,8 +75,9 @@ class Run:
     @classmethod
     def rules(cls):
         """Pairs of each field and what `setting` said of it. A family may change only defaults."""
-        shared = {each.name: each.metadata for each in fields(Run)}
-        return [(each, each.metadata or shared[each.name]) for each in fields(cls)]
+        shared, plain = Run.__dataclass_fields__, setting(None, "")
+        return [(each, each.metadata or shared.get(each.name, plain).metadata)
+                for each in fields(cls)]
 
     def __post_init__(self):
         available_device(self.device)
@@ -603,21 +604,20 @@ def compare(folders, out=None):
     """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv,
     and half-times in out/dials.png. Returns the most important numbers as text. Raises ValueError
     for a folder without a finished run, and if a file of another kind would be overwritten."""
-    runs, rows, lines = {}, [], []
+    runs, rows, lines = {}, [["run", "number", "mean", "sd", "of each run"]], []
     for results in map(load, folders):
-        name, seed = replace(results.config, seed=0).name(), f"seed{results.config.seed}"
-        runs.setdefault(name, {})[seed] = results.summary
-    for name, summaries in runs.items():
-        flat = {seed: flatten(summary) for seed, summary in summaries.items()}
-        for number in next(iter(flat.values())):
-            values = {seed: numbers.get(number, math.nan) for seed, numbers in flat.items()}
-            each = [*values.values()]
-            sd = np.std(each, ddof=1) if len(each) > 1 and np.isfinite(each).all() else math.nan
-            rows.append(dict(run=name, number=number, mean=np.mean(each), sd=sd, **values))
+        runs.setdefault(replace(results.config, seed=0).name(), []).append(results)
+    for name, several in runs.items():
+        numbers = [flatten(dict(seed=each.config.seed) | each.summary) for each in several]
+        for number in numbers[0]:
+            values = [each.get(number, math.nan) for each in numbers]
+            defined = len(values) > 1 and np.isfinite(values).all()
+            mean, sd = np.mean(values), np.std(values, ddof=1) if defined else math.nan
+            rows.append([name, number, mean, sd, *values])
             if re.fullmatch("score|systems/(learner|meta|bayes)/(staggering|rank_corr.*n)", number):
                 bound = number.replace("staggering", "lower_bound")
-                unsure = bound != number and any(numbers[bound] for numbers in flat.values())
-                lines.append(f"{name:30} {number:34} {'>' * unsure}{np.mean(each):.3f} +- {sd:.3f}")
+                unsure = bound != number and any(each[bound] for each in numbers)
+                lines.append(f"{name:30} {number:34} {'>' * unsure}{mean:.3f} +- {sd:.3f}")
     if out:
         path, dials = Path(out, "overview.csv"), Path(out, "dials.png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -625,10 +625,7 @@ def compare(folders, out=None):
         if not ours and (path.exists() or dials.exists()):
             raise ValueError(f"{out} holds an overview.csv or dials.png that is not of metadyn")
         with open(path, "w", newline="", encoding="utf-8") as file:
-            names = dict.fromkeys(name for row in rows for name in row)
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows(rows)
         plots.lines(dial_panels(runs)).savefig(dials)
     return "\n".join(lines)
 
@@ -636,14 +633,14 @@ def dial_panels(runs):
     """Mean half-times of Meta-Learner and Bayes, by column where there are columns: a panel for
     each family."""
     panels = {}
-    for i, (name, summaries) in enumerate(runs.items()):
+    for i, (name, several) in enumerate(runs.items()):
         family = panels.setdefault(name.split("-")[0], dict(curves=[], axes=dict(
             title=name.split("-")[0], xlabel="column or mode", ylabel="half-time (trials)")))
-        for system, style in ("bayes", "--"), ("meta", "-"):
-            rows = [summary["systems"][system] for summary in summaries.values()]
+        for system, label, style in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
+            rows = [results.summary["systems"][system] for results in several]
             y = np.mean([row.get("by_column", row)["half_times"] for row in rows], 0)
             family["curves"].append(dict(
-                x=range(1, len(y) + 1), y=y, label=f"{system}, {name}", ls=style, marker="o", ms=5,
+                x=range(1, len(y) + 1), y=y, label=f"{label}, {name}", ls=style, marker="o", ms=5,
                 color=plots.shade(i / len(runs))))
     return list(panels.values())
 

@@ -37,11 +37,22 @@ class FeatureRegression:
     r"""y_t = W phi(x_t) + eps_t,   W_ij ~ N(0, weight_var_j),   eps_t ~ N(0, noise^2 I).
 
     A task is its weight matrix W (Dy, F). Feature j belongs to mode j modulo K. A subclass has
-    `outputs` (Dy), `input_size` (Dx), `modes` (K), `weight_var` (F,), `noise`, `trials` and
-        features(x)                       phi: (..., Dx) to (..., F)
-        inputs(n, generator)              random inputs (n, T, Dx)
+    `outputs` (Dy), `input_size` (Dx), `modes` (K), `weight_var` (F,), `noise`, `trials`, and
         queries(generator)                the query points of the probe (Q, Dx)
-        evaluation_tasks(n, generator)    the tasks on which all systems are compared (n, Dy, F)"""
+        evaluation_tasks(n, generator)    the tasks on which all systems are compared (n, Dy, F)
+    and changes what follows as it needs."""
+    def features(self, x):
+        """phi: (..., Dx) to (..., F), here the input itself."""
+        return x
+
+    def encode(self, x):
+        """An input as networks see it: (..., Dx) to (..., any), here the input itself."""
+        return x
+
+    def inputs(self, n, generator):
+        """Draws inputs, here x ~ N(0, I): (n, T, Dx)."""
+        return torch.randn(n, self.trials, self.input_size, generator=generator)
+
     def sample(self, n, generator):
         """Draws n tasks: (n, Dy, F)."""
         W = torch.randn(n, self.outputs, len(self.weight_var), generator=generator)
@@ -63,10 +74,6 @@ class FeatureRegression:
         xq, W = self.queries(generator), self.repeats(W, n, generator)
         x, y = self.episodes(W.flatten(0, 1), generator)
         return W, xq, x.unflatten(0, (-1, n)), y.unflatten(0, (-1, n))
-
-    def encode(self, x):
-        """An input as networks see it."""
-        return x
 
     def strength(self, W_hat, W):
         """How much of each mode of W is in W_hat: the projection w_k . w_hat_k / |w_k|^2, where w_k
@@ -165,14 +172,6 @@ class LinearRegression(FeatureRegression):
         self.noise, self.trials = noise, trials
         self.outputs = self.input_size = self.modes = len(singular_values)
         self.weight_var = power_law(self.modes, 2 * skew)
-
-    def features(self, x):
-        """The input itself."""
-        return x
-
-    def inputs(self, n, generator):
-        """x ~ N(0, I): (n, T, dim)."""
-        return torch.randn(n, self.trials, self.input_size, generator=generator)
 
     def evaluation_tasks(self, n, generator):
         """n tasks U diag(s): (n, dim, dim). U is Haar: QR, with R_ii > 0 (Mezzadri 2007)."""
