@@ -220,7 +220,7 @@ def rank_correlation(strength, time):
     the mean Spearman correlation. nan for one repeat, or if all half-times tie."""
     half_times = half_time(strength, time).nan_to_num(nan=-torch.inf, posinf=torch.inf)
     before = (half_times[..., None, :] < half_times[..., :, None]).double()
-    ranks = (before.sum(-1) - before.sum(-2)) / 2         # less their mean, equal for ties: (N, E, K)
+    ranks = (before.sum(-1) - before.sum(-2)) / 2         # less their mean: (N, E, K)
     own = ranks.square().sum((1, 2))
     return (ranks.sum(1).square().sum(-1) - own) / ((ranks.shape[1] - 1) * own)
 
@@ -258,7 +258,8 @@ def normalized_score(none, meta, bayes):
 def describe(strength, time):
     """Summarizes strengths, (R, N, E, K) or (R, K), in a dict. half_times (K,), staggering,
     late_staggering (at 0.9) and within are geometric means over tasks, intervals ± 2 standard
-    errors; bounds say if a mode is not reached in some task. Other shapes raise ValueError."""
+    errors; bounds say if a mode is not reached in some task, or for within, in some repeat. Other
+    shapes raise ValueError."""
     if strength.ndim == 2:
         strength = strength[:, None, None]
     if strength.ndim != 4:

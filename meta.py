@@ -170,9 +170,9 @@ def train(model, distribution, steps, batch, generator, optimizers=None, checkpo
     """The outer loop: trains a model on new tasks.
     model: anything with loss(distribution, batch, generator, progress), progress from 0 to 1.
     optimizers: a list (default: `default_optimizers`); each group's own rate is its peak.
-    checkpoint: a Path from which the same call resumes exactly. report(words) is told ten times how
-    far it is. Raises ValueError if the checkpoint is damaged or another call's, and
-    FloatingPointError if a loss or its gradient is not finite."""
+    checkpoint: a Path from which the same call resumes exactly. report(words) is called about ten
+    times with a line on progress. Raises ValueError if the checkpoint is damaged or another call's,
+    and FloatingPointError if a loss or its gradient is not finite."""
     optimizers = default_optimizers(model) if optimizers is None else optimizers
     fixed = torch.Generator().manual_seed(0)              # episodes tell distributions apart
     episodes = distribution.episodes(distribution.sample(8, fixed), fixed)
@@ -215,7 +215,7 @@ def load(path, call, parts, generator):
     """Restores what `save` saved of the same call. Returns the next step."""
     state = {}
     with contextlib.suppress(Exception):                  # torch raises a dozen different ones
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
     if state.get("call") != call:
         raise ValueError(f"{path} is damaged or belongs to another call: steps, batch, rates, the "
                          "size of the model or the task distribution differ")

@@ -15,7 +15,7 @@ line. Reference: Rabinowitz 2019, arXiv 1905.01320. It leaves out sweeps and log
 """
 import signal
 
-if __name__ == "__main__":                                # Ctrl-C just ends: files appear whole
+if __name__ == "__main__":               # Ctrl-C just ends: results and checkpoints appear whole
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -45,7 +45,8 @@ import tasks
 POSITIVE = 1e-9                                           # a lower bound for what must not be 0
 
 def setting(default, help, low=0, high=2 ** 31 - 1):
-    """A field of settings: an int, float, str or tuple of floats, its help and its bounds."""
+    """A field of settings: an int, float, str or tuple of floats, its help and its bounds, which
+    allow 0 but nothing negative unless told."""
     return field(default=default, metadata=dict(help=help, low=low, high=high))
 
 @dataclass
@@ -74,22 +75,24 @@ class Run:
 
     @classmethod
     def rules(cls):
-        """Pairs of each field and what `setting` said of it. A family may change only defaults."""
-        shared, plain = Run.__dataclass_fields__, setting(None, "")
-        return [(each, each.metadata or shared.get(each.name, plain).metadata)
+        """Pairs of each field and what `setting` said of it, perhaps where it was defined first."""
+        plain = setting(None, "", low=-math.inf)
+        return [(each, each.metadata or Run.__dataclass_fields__.get(each.name, plain).metadata)
                 for each in fields(cls)]
 
     def __post_init__(self):
-        available_device(self.device)
+        available_device(str(self.device))
         for each, said in self.rules():
             value, low, high = getattr(self, each.name), said["low"], said["high"]
-            numbers = np.ravel(value)
-            allowed = "iu" if each.type is int else "iuf"                   # NumPy's kinds of numbers
-            if each.type is not str and not (numbers.size and numbers.dtype.kind in allowed
-                                             and ((low <= numbers) & (numbers <= high)).all()):
+            several = each.type is tuple
+            numbers = np.array(value, ndmin=int(several))
+            valid = numbers.ndim == several and numbers.size and (
+                numbers.dtype.kind in ("iu" if each.type is int else "iuf"))    # whole, or any
+            if each.type is not str and not (
+                    valid and ((low <= numbers) & (numbers <= high)).all()):
                 raise ValueError(f"{each.name} cannot be {value!r}; allowed is "
                                  f"{each.type.__name__} from {low} to {high}")
-            setattr(self, each.name, each.type(numbers.tolist() if each.type is tuple else value))
+            setattr(self, each.name, tuple(map(float, numbers)) if several else each.type(value))
 
     def name(self):
         """The family and what differs from its defaults or from its quick version, whichever is
@@ -143,15 +146,16 @@ def linreg(config, checkpoint=None):
     dim, width, lr, std = len(s), config.learner_hidden, config.learner_lr, config.init_std
 
     def add_learner(system, label, layers, gain=None, unit="steps", **online):
-        """Trains a linear network and adds its law. With a gain c above 1, c smaller steps are 1."""
+        """Trains a linear network and adds its law. With a gain c above 1, steps are c times
+        smaller, and c of them count as one."""
         target, slower = repeats[:, :layers[0].shape[1]], max(1, gain or 0)
         steps = evenly_spaced(config.learner_steps)
         maps = learners.linear_network(target, layers, lr / slower, steps, **online)
-        # one layer has no gain; it moves at 1 / lr from the start
+        # one layer has no gain; its time constant is 1 / lr steps for every mode
         law = learners.gain_half_times(s, gain) if gain else torch.full_like(s, math.log(2))
         results.add(system, label, unit, np.divide(steps, slower),
-                    distribution.strength(maps, target), gain=gain or math.nan,
-                    theory_half_times=law / lr)
+                    distribution.strength(maps, target), theory_half_times=law / lr,
+                    gain=gain if gain and not online else math.nan)
 
     results.log("Learners: a small start, torch's default start, one layer, online")
     for system, label, widths, start in (
@@ -333,12 +337,12 @@ class Results(dict):
 
     SYSTEM/time (R,), SYSTEM/strength (R, N, E, K)     times, tasks, repeats of a task, modes
     SYSTEM/label (2,), SYSTEM/column (N, E, K)         its name and unit of time; where each mode is
-    SYSTEM/theory (R, K), theory_half_times (K,)       its closed form
+    SYSTEM/theory (R, K), theory_half_times (K,)       its closed form; theory_by_column; gain ()
     SYSTEM/excess (n, T), SYSTEM/r_squared (T + 1,)    loss on new tasks; R^2 of the probe
     modes (K,)                                         their names
     """
     def __init__(self, config, **arrays):
-        super().__init__(arrays)
+        super().__init__({name: np.asarray(values) for name, values in arrays.items()})
         self.config, self.begun = config, time.perf_counter()
 
     def __repr__(self):
@@ -379,7 +383,7 @@ class Results(dict):
                 row["by_column"] = learners.describe(*self.tensors(system, True))
         both = self.tensors("meta")[0], *self.tensors("bayes")
         systems["meta"]["follows_bayes"] = learners.half_time_correlation(*both).tolist()
-        excess = [torch.from_numpy(self[f"{system}/excess"]) for system in ("none", "meta", "bayes")]
+        excess = [torch.from_numpy(self[f"{name}/excess"]) for name in ("none", "meta", "bayes")]
         score, *score_ci = learners.normalized_score(*excess)
         last, (least, low, _) = excess[1][:, -1].mean().item(), learners.interval(excess[2][:, -1])
         return dict(systems=systems, score=score, score_ci=score_ci,
@@ -387,14 +391,14 @@ class Results(dict):
                     last_excess=last / least if low > 1e-6 else math.nan)       # Bayes errs at all
 
 def measure_both_loops(results, distribution, W, network, optimum, checkpoint=None):
-    """Trains a Meta-Learner, then measures what it and Bayes learn within the same episodes of the
-    tasks W, and returns those. network is a class like meta.MetaLearner, optimum like tasks.Bayes."""
+    """Trains a Meta-Learner, a network like meta.MetaLearner. Then measures what it and an optimum
+    like tasks.Bayes learn within the same episodes of the tasks W, and returns these episodes."""
     config, device = results.config, available_device(results.config.device)
     model = network(distribution, config.hidden, config.layers,
-                    generator_for(config, "initialization"), input_gain=config.input_gain).to(device)
+                    generator_for(config, "initialization"), input_gain=config.input_gain)
+    optimizers = meta.default_optimizers(model.to(device), config.adam_lr, config.muon_lr)
     results.log(f"outer loop, on {device}")
-    meta.train(model, distribution, steps=config.outer_steps, batch=config.batch,
-               optimizers=meta.default_optimizers(model, config.adam_lr, config.muon_lr),
+    meta.train(model, distribution, config.outer_steps, config.batch, optimizers=optimizers,
                generator=generator_for(config, "tasks"), checkpoint=checkpoint, report=results.log)
 
     results.log("what the Meta-Learner and Bayes learn within the same episodes")
@@ -429,7 +433,7 @@ def table(results):
     lines = [f"""Half-time of each mode; index: latest over earliest, of averages over repeats
 [+- 2 standard errors], the same at strength 0.9, by column and within a repeat; rank correlation
 between repeats. ">" marks a lower bound, "-" what is not reached or undefined: an index of a single
-mode, or an excess over a Bayes who makes no error.\n
+mode, or a multiple of an excess of Bayes that is not measurably above 0.\n
 {'':30}{''.join(f'{k + 1:6}' for k in range(K))}  {'index':20}at 0.9 column within rank c."""]
     for system, row in summary["systems"].items():
         label, half_times = results[f"{system}/label"], map(format_number, row["half_times"])
@@ -439,8 +443,8 @@ mode, or an excess over a Bayes who makes no error.\n
         cells.insert(1, cell(row.get("by_column", {}), "staggering"))
         lines.append(f"{f'{label[0]} ({label[1]})':30}{''.join(f'{t:>6}' for t in half_times)}  "
                      f"{f'{index} [{low}, {high}]':19}{''.join(f'{text:>7}' for text in cells)}")
-    lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes; excess at the last "
-                 "trial over Bayes': {}\nR^2 of its probe at the last trial: {}".format(
+    lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes. At the last trial,\n"
+                 "the Meta-Learner's excess over that of Bayes is {}, and R^2 of its probe {}.".format(
                      summary["score"], *summary["score_ci"],
                      *map(format_number, (summary["last_excess"], summary["r_squared"][-1]))))
     if not summary["score"] > 0.8:
@@ -453,11 +457,12 @@ def panel(results, system, by_column=False, repeat=None):
     plots.dynamics([panel]) is a slide."""
     strength, time = results.tensors(system, by_column)
     if repeat is not None:
-        strength = strength[:, :1, repeat:repeat + 1]
+        strength = strength[:, :1, [repeat]]
     label, unit = results[f"{system}/label"]
     row, by_task = learners.describe(strength, time), strength.mean(2).movedim(1, 0)
-    told = f", repeat {repeat + 1}" if repeat is not None else ", by column" * by_column
+    told = ", by column" * by_column + ("" if repeat is None else f", repeat {repeat + 1}")
     theory = "theory_by_column" if by_column else "theory_half_times"
+    scale = "log" if 2 * time[1] < time[-1] - time[-2] else "linear"
     return dict(title=f"{label}{told}\nindex {cell(row, 'staggering')}", time=time.numpy(),
                 strength=by_task.mean(0).numpy(), stderr=learners.standard_error(by_task).numpy(),
                 half_times=row["half_times"],
@@ -465,7 +470,7 @@ def panel(results, system, by_column=False, repeat=None):
                 else results["modes"],
                 theory=None if by_column else results.get(f"{system}/theory"),
                 theory_half_times=results.get(f"{system}/{theory}"),
-                axes=dict(xlabel=unit, xscale="log" if 2 * time[1] < time[-1] - time[-2] else "linear"))
+                axes=dict(xlabel=unit, xscale=scale))
 
 def figures(results):
     """All figures of a run by name."""
@@ -474,7 +479,8 @@ def figures(results):
     panels = dict(dynamics=[panel(results, system) for system in compared],
                   controls=[panel(results, system) for system in systems if system not in compared],
                   repeats=[panel(results, system, repeat=repeat)
-                           for system in compared for repeat in (0, 1, None)])
+                           for system in compared
+                           for repeat in [0, 1][:results[f"{system}/strength"].shape[2]] + [None]])
     if "learner/column" in results:                       # the thesis: whose order is it?
         panels["order"] = [panel(results, system, by_column) for by_column in (False, True)
                            for system in compared] + [panel(results, "one_step", True)]
@@ -501,6 +507,9 @@ def gain_panel(results):
                 xlabel="initial gain $c_0$", ylabel="staggering index", xscale="log"))
 
 # ---------------------------------------------------------------- the folder of a run
+FILES = ("results.npz", "checkpoint.pt", "summary.json", "dynamics.png", "controls.png",
+         "repeats.png", "order.png", "gain.png")          # beside config.json
+
 def run(config, folder=None, fresh=False):
     """Runs or resumes an experiment in a folder (default: runs/ and the name of the config); if it
     is complete, only draws it again. Prints the table and returns Results. Raises ValueError or
@@ -528,7 +537,7 @@ def open_folder(config, folder, fresh):
     folder.mkdir(parents=True, exist_ok=True)
     empty = all(file.name == "unfinished-config.json" for file in folder.iterdir())
     if empty or fresh and read_config(folder):
-        for name in "results.npz", "checkpoint.pt", "summary.json":
+        for name in FILES:
             (folder / name).unlink(missing_ok=True)
         write_json(folder / "config.json", identity(config))
     differs = differences(config, read_config(folder))
@@ -566,21 +575,26 @@ def read_config(folder):
     raise ValueError(f"{folder} holds no run of this metadyn; a new one needs an empty or new "
                      "folder")
 
+def families():
+    """The families by name; of those defined twice, as in a notebook, the later one."""
+    return {cls.experiment.__name__: cls for cls in Run.__subclasses__()
+            if hasattr(cls, "experiment")}
+
 def load(folder):
     """The Results of a finished run, with a warning if the code has changed since. Raises
     ValueError if there is none."""
     there, path = read_config(folder), Path(folder, "results.npz")
     try:
-        family, = (cls for cls in Run.__subclasses__()
-                   if cls.experiment.__name__ == there["family"])
+        family = families()[there["family"]]
         config = family(**{each.name: there[each.name] for each in fields(family)})
         with np.load(path) as arrays:
             results = Results(config, **arrays)
+        assert results.summary                            # that of an older version may lack arrays
     except Exception as error:                            # zipfile and numpy raise many kinds
         raise ValueError(f"{path} is missing, damaged or of an unknown family: {error}") from error
     if changed := differences(config, there):
-        print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it again",
-              file=sys.stderr)
+        print(f"Warning: {', '.join(changed)} changed since {folder} was run; --fresh runs it "
+              "again", file=sys.stderr)
     return results
 
 def write_json(path, values):
@@ -604,19 +618,20 @@ def compare(folders, out=None):
     """Mean and standard deviation over seeds of every number of finished runs, in out/overview.csv,
     and half-times in out/dials.png. Returns the most important numbers as text. Raises ValueError
     for a folder without a finished run, and if a file of another kind would be overwritten."""
-    runs, rows, lines = {}, [["run", "number", "mean", "sd", "of each run"]], []
+    runs, rows, lines = {}, [["run", "number", "mean", "sd", "seeds", "of each seed"]], []
     for results in map(load, folders):
-        runs.setdefault(replace(results.config, seed=0).name(), []).append(results)
-    for name, several in runs.items():
-        numbers = [flatten(dict(seed=each.config.seed) | each.summary) for each in several]
+        name = replace(results.config, seed=0).name()
+        runs.setdefault(name, {})[results.config.seed] = results.summary
+    for name, summaries in runs.items():
+        numbers, seeds = [flatten(summary) for summary in summaries.values()], [*summaries]
         for number in numbers[0]:
             values = [each.get(number, math.nan) for each in numbers]
             defined = len(values) > 1 and np.isfinite(values).all()
-            mean, sd = np.mean(values), np.std(values, ddof=1) if defined else math.nan
-            rows.append([name, number, mean, sd, *values])
+            mean, sd = np.mean(values).item(), np.std(values, ddof=1) if defined else math.nan
+            rows.append([name, number, mean, sd, *(" ".join(map(str, x)) for x in (seeds, values))])
             if re.fullmatch("score|systems/(learner|meta|bayes)/(staggering|rank_corr.*n)", number):
                 bound = number.replace("staggering", "lower_bound")
-                unsure = bound != number and any(each[bound] for each in numbers)
+                unsure = bound != number and any(each[bound] for each in numbers) and mean > 0
                 lines.append(f"{name:30} {number:34} {'>' * unsure}{mean:.3f} +- {sd:.3f}")
     if out:
         path, dials = Path(out, "overview.csv"), Path(out, "dials.png")
@@ -633,11 +648,11 @@ def dial_panels(runs):
     """Mean half-times of Meta-Learner and Bayes, by column where there are columns: a panel for
     each family."""
     panels = {}
-    for i, (name, several) in enumerate(runs.items()):
+    for i, (name, summaries) in enumerate(runs.items()):
         family = panels.setdefault(name.split("-")[0], dict(curves=[], axes=dict(
             title=name.split("-")[0], xlabel="column or mode", ylabel="half-time (trials)")))
         for system, label, style in ("bayes", "Bayes", "--"), ("meta", "Meta-Learner", "-"):
-            rows = [results.summary["systems"][system] for results in several]
+            rows = [summary["systems"][system] for summary in summaries.values()]
             y = np.mean([row.get("by_column", row)["half_times"] for row in rows], 0)
             family["curves"].append(dict(
                 x=range(1, len(y) + 1), y=y, label=f"{label}, {name}", ls=style, marker="o", ms=5,
@@ -649,9 +664,9 @@ def make_parser():
     parser = argparse.ArgumentParser(prog="metadyn.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for cls in Run.__subclasses__():
-        sub = commands.add_parser(cls.experiment.__name__, help=cls.__doc__,
-                                  description=cls.__doc__, allow_abbrev=False)
+    for name, cls in families().items():
+        sub = commands.add_parser(name, help=cls.__doc__, description=cls.__doc__,
+                                  allow_abbrev=False)
         sub.set_defaults(settings=cls)
         sub.add_argument("--quick", action="store_true", help="a small version, in 20 seconds")
         sub.add_argument("--fresh", action="store_true", help="replace an earlier run")
@@ -678,7 +693,7 @@ def main(words=None):
             return print(compare(options["folders"], folder))
         settings, quick, fresh = map(options.pop, ("settings", "quick", "fresh"))
         config = (settings.quick if quick else settings)(**options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     if quick:
         torch.set_num_threads(1)                          # as fast as two, and fair to neighbours
@@ -690,7 +705,9 @@ def main(words=None):
         ctypes.CDLL(None).mallopt(-1, -1)                 # M_TRIM_THRESHOLD
     try:
         run(config, folder, fresh)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise                                         # a mistake of ours
         parser.exit(1, f"\nmetadyn.py: {error}\n")
 
 if __name__ == "__main__":

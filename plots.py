@@ -31,7 +31,7 @@ def shade(x):
     return colormaps["viridis"](0.82 * np.asarray(x))
 
 def new_figure(columns, rows=1, height=3.3):
-    """A figure and its axes (rows, columns). At 830 pixels, 12-point text is 14 pixels high."""
+    """A figure and its axes (rows, columns). At a width of 830 pixels, text is 14 pixels high."""
     drawn = Figure(figsize=(10 if columns > 1 else 6, height * rows), dpi=120, layout="constrained")
     panels = drawn.subplots(rows, columns, squeeze=False)
     for ax in panels.flat:
@@ -72,8 +72,8 @@ def draw_modes(ax, time, strength, labels, half_times=None, stderr=None, theory=
 
 def dynamics(panels, caption=""):
     """Curves against time, one panel per system. In a concurrent one the dots lie below each other.
-    panels: dicts with the arguments of `draw_modes`, title, and axes (a dict for Axes.set). Those of
-    a row, three of them, have the same labels."""
+    panels: dicts with the arguments of `draw_modes`, title, and axes (a dict for Axes.set). The
+    three of a row share one legend, so give them the same labels."""
     columns, words = min(3, len(panels)), set()
     drawn, grid = new_figure(columns, -(-len(panels) // columns))
     for ax in grid.flat[len(panels):]:
@@ -97,10 +97,12 @@ def lines(panels, caption=""):
         for curve in panel["curves"]:
             ax.errorbar(**dict(lw=2, mec="black", capsize=4) | curve)
         ax.set(yscale="log", **panel["axes"])
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+        low, high = ax.get_ylim()
+        ticks = (1, 1.2, 1.5, 2, 3, 4, 5, 7) if high < 8 * low else (1, 2, 5)
+        ax.yaxis.set_major_locator(LogLocator(subs=ticks))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
-        ax.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    drawn.legend(frameon=False, fontsize=11, loc="outside upper center", ncols=len(panels))
     add_caption(drawn, caption)
     return drawn
 
