@@ -443,11 +443,12 @@ mode, or a multiple of an excess of Bayes that is not measurably above 0.\n
         cells.insert(1, cell(row.get("by_column", {}), "staggering"))
         lines.append(f"{f'{label[0]} ({label[1]})':30}{''.join(f'{t:>6}' for t in half_times)}  "
                      f"{f'{index} [{low}, {high}]':19}{''.join(f'{text:>7}' for text in cells)}")
-    lines.append("\nScore {:.3f} [{:.3f}, {:.3f}]: 0 never learns, 1 is Bayes. At the last trial,\n"
-                 "the Meta-Learner's excess over that of Bayes is {}, and R^2 of its probe {}.".format(
-                     summary["score"], *summary["score_ci"],
-                     *map(format_number, (summary["last_excess"], summary["r_squared"][-1]))))
-    if not summary["score"] > 0.8:
+    score, low, high = summary["score"], *summary["score_ci"]
+    excess, r_squared = map(format_number, (summary["last_excess"], summary["r_squared"][-1]))
+    lines.append(f"\nScore {score:.3f} [{low:.3f}, {high:.3f}]: 0 never learns, 1 is Bayes. At the "
+                 f"last trial,\nthe Meta-Learner has an excess {excess} times that of Bayes, and "
+                 f"its probe an R^2 of {r_squared}.")
+    if not score > 0.8:
         lines.append("Warning: the score is below 0.8. An unfinished Meta-Learner has an order of "
                      "its own;\ntry more outer steps, or smaller learning rates.")
     return "\n".join(lines)

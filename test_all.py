@@ -286,7 +286,7 @@ def test_summary_table_and_panel_say_what_is_true_of_planted_arrays():
     del results.summary                                   # else it is kept
     results |= {"bayes/excess": np.zeros((50, 2)), "meta/excess": np.full((50, 2), 31.0)}
     text = metadyn.table(results)
-    assert "that of Bayes is -" in text and "Warning" in text and text.isascii()
+    assert "an excess - times that of Bayes" in text and "Warning" in text and text.isascii()
 
 def test_the_score_and_its_interval():
     assert learners.interval(torch.tensor([1.0, 2.0, 3.0, math.nan])) == pytest.approx(
@@ -384,12 +384,14 @@ def test_moments_of_the_samplers():
     W, V = (distribution.sample(4000, seeded()) for distribution in (LINEAR, WAVES))
     skewed = tasks.LinearRegression(skew=1.0).sample(4000, seeded())
     Q = LINEAR.evaluation_tasks(4000, seeded())
+    first, second = learners.init_layers([4000], [5, 64, 5], seeded())
+    gain = first[..., 0].square().sum(1) + second[:, 0].square().sum(1)
     (x, y), (u, v) = (d.episodes(w, seeded(1)) for d, w in ((LINEAR, W), (WAVES, V)))
     for samples, expected in (
             (W[:, 0, 1] ** 2, 1 / 5), (x[:, 3, 2] ** 2, 1), (x[:, 0, 0] * x[:, 1, 0], 0),
             ((y - x @ W.mT)[:, 5, 1] ** 2, 0.01), (Q[:, 0, 0] ** 2, 0.242), (v[:, 3] ** 2, 1.01),
             (V[:, 0, 3] ** 2, 1 / 5), ((u.mean((1, 2)) - 0.5) ** 2, 1 / 480),
-            (skewed[:, 0, 2] ** 2, 400 / 5269)):
+            (skewed[:, 0, 2] ** 2, 400 / 5269), (gain, learners.expected_gain(5, 64))):
         assert abs(samples.mean() - expected) < 4 * standard_error(samples)
     assert (BANDIT.never_learns(*drawn(BANDIT)) == 1 - 1 / 5).all()
     correct = tasks.ContextualBandit(3, 4).repeats(torch.tensor([[0, 1, 0]]), 50, seeded())[0]
@@ -473,7 +475,7 @@ REMOVED = dict(linreg="one_layer", nonlinreg="fourier_inputs", bandit="own_biase
 @pytest.mark.parametrize("family", REMOVED)
 def test_a_quick_run_shows_the_claim_and_its_ablation(family):
     smaller = dict(linreg=dict(outer_steps=1000, eval_tasks=6),
-                   nonlinreg=dict(outer_steps=1700, online_steps=200, converged_episodes=1),
+                   nonlinreg=dict(outer_steps=1000, online_steps=200, converged_episodes=1),
                    bandit=dict(contexts=3, actions=4, trials=20, outer_steps=300, eval_tasks=6))
     results = type(TINY[family]).quick(device="cpu", **smaller[family]).experiment()
     summary = results.summary
@@ -481,7 +483,7 @@ def test_a_quick_run_shows_the_claim_and_its_ablation(family):
         "learner", REMOVED[family], "meta"))
     assert learner["staggering"] > 1.6 and learner["rank_correlation"] > 0.4
     assert 0.9 < removed["staggering"] < 1.25 and not learner["lower_bound"]
-    assert summary["score"] > 0.9 and summary["score_ci"][0] < 1      # nothing beats Bayes
+    assert summary["score"] > 0.85 and summary["score_ci"][0] < 1      # nothing beats Bayes
     assert learned["staggering"] < 0.7 * learner["staggering"]
     if family == "linreg":                                # t trials fix t of its two directions
         strength = metadyn.panel(results, "converged")["strength"]
@@ -589,8 +591,7 @@ def runs(tmp_path_factory):
     return {family: folder / family for family in TINY}
 
 @pytest.fixture
-def unsaved(monkeypatch):
-    """Figures are drawn, but not saved, which is slow."""
+def unsaved(monkeypatch):                                 # figures are drawn, but saving is slow
     monkeypatch.setattr(plots.Figure, "savefig", lambda figure, where: None)
 
 def test_a_figure_shows_itself_takes_lists_clips_nothing_and_explains_what_is_drawn():
@@ -614,9 +615,8 @@ def test_a_complete_run_leaves_its_files_and_is_drawn_again_from_its_arrays(
     assert (runs["bandit"] / "dynamics.png").read_bytes().startswith(b"\x89PNG")
     for folder in runs.values():
         told = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
-        results = metadyn.load(folder)
-        assert told["score"] == results.summary["score"]
-        assert results["learner/time"][-1] == 41          # the last step is recorded
+        assert told["score"] == metadyn.load(folder).summary["score"]
+        assert metadyn.load(folder)["learner/time"][-1] == 41         # the last step is recorded
     monkeypatch.setattr(learners, "linear_network", None)
     results = metadyn.run(replace(LINREG, device="auto"), runs["linreg"])
     panel = metadyn.panel(results, "learner")
